@@ -1,0 +1,73 @@
+"""Schemas of the rewards: one per file of `rewards/`. Torch-free."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from flowalign.config.sampling import Section
+
+
+class RewardBase(Section):
+    weight: float = 1.0
+    """Weight in the combined reward; negative to minimise."""
+
+
+class ShapesReward(RewardBase):
+    """The exact verifier of the shapes world."""
+
+    name: Literal["shapes"]
+    mode: Literal["flat", "hierarchical", "strict"] = "flat"
+    """Soft score; weighted global + subject + relation (HiCoGen); or 1 only when all is exact."""
+    global_weight: Annotated[float, Field(ge=0)] = 1.0
+    subject_weight: Annotated[float, Field(ge=0)] = 1.0
+    relation_weight: Annotated[float, Field(ge=0)] = 1.0
+
+
+class ClipReward(RewardBase):
+    """CLIP score by transformers: cosine of picture and prompt."""
+
+    name: Literal["clip"]
+    model: str = "shapes"
+    """`shapes` (the built-in tiny CLIP), a local folder or a Hub id."""
+    revision: str | None = None
+    scale: Annotated[float, Field(gt=0)] = 1.0
+    """Cosine times this (2.5 in CLIPScore)."""
+    clamp: bool = False
+    """max(., 0), as CLIPScore has it."""
+
+
+class OpenClipReward(RewardBase):
+    """CLIP score by open_clip."""
+
+    name: Literal["open_clip"]
+    model: str = "shapes"
+    """`shapes`, or a model name of open_clip."""
+    pretrained: str | None = None
+    """A tag of open_clip, or a safetensors file."""
+    scale: Annotated[float, Field(gt=0)] = 1.0
+    clamp: bool = False
+
+
+class JpegReward(RewardBase):
+    """Compressed size in kB; negative weight asks for compressible pictures."""
+
+    name: Literal["jpeg"]
+    quality: Annotated[int, Field(ge=1, le=95)] = 95
+
+
+class CodeReward(RewardBase):
+    """A user's own reward: `my_rewards.py:Sharpness`, allowed on the command line."""
+
+    name: Literal["code"]
+    target: str
+    """`file.py:Name`; needs `--allow-code file.py`."""
+    args: dict[str, bool | int | float | str] = {}
+    """Keyword arguments of the constructor or factory."""
+
+
+RewardConfig = Annotated[
+    ShapesReward | ClipReward | OpenClipReward | JpegReward | CodeReward,
+    Field(discriminator="name"),
+]

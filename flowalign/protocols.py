@@ -1,0 +1,138 @@
+"""The seams of flowalign, as protocols: no base class, no behaviour.
+
+Shapes as in `flowalign.types`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from flowalign.gaussian import Gaussian
+from flowalign.types import Cond, Modality, Rollout, Sample
+
+
+class Path(Protocol):
+    """x = alpha(t) x0 + sigma(t) eps, with the meaning of the network's native output."""
+
+    def alpha(self, t: Tensor) -> Tensor:
+        """Signal coefficient; t any shape, float64 in [0, 1]."""
+        ...
+
+    def sigma(self, t: Tensor) -> Tensor:
+        """Noise coefficient; t any shape, float64 in [0, 1]."""
+        ...
+
+    def split(self, x: Tensor, pred: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """(x0hat, epshat), each (B, *S), from the native output `pred` at scalar or (B,) t."""
+        ...
+
+    def target(self, x0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
+        """The native output (B, *S) a perfect network would give."""
+        ...
+
+
+class Sampler(Protocol):
+    """One transition kernel. Sampling and replay call the same function."""
+
+    def step(
+        self, path: Path, x: Tensor, pred: Tensor, t: Tensor, t_next: Tensor, noise: Tensor
+    ) -> Gaussian:
+        """Law of x_next given x (B, *S); t, t_next, noise are 0-dim or (B,) float64.
+
+        `noise` >= 0 is the kernel's own stochasticity (eta, a); 0 makes the step deterministic.
+        """
+        ...
+
+
+class Generator(Protocol):
+    """A base model: what flowalign needs of a pipeline and nothing more."""
+
+    path: Path
+    modality: Modality
+    latent_shape: tuple[int, ...]  # S of one sample
+    rate: float | None
+
+    def levels(self, num_steps: int) -> Tensor:
+        """(T+1,) float64 levels of the pipeline's own schedule, from noise to 0."""
+        ...
+
+    def encode(self, prompts: Sequence[str]) -> Cond:
+        """Encode each prompt once."""
+        ...
+
+    def predict(self, x: Tensor, t: Tensor, cond: Cond) -> Tensor:
+        """Native output (B, *S) with guidance applied; x (B, *S), t 0-dim. Keeps the graph."""
+        ...
+
+    def decode(self, x0: Tensor) -> Tensor:
+        """Media (B, ...) float32 in the ranges of `Sample.media`. Keeps the graph."""
+        ...
+
+    def denoisers(self) -> Sequence[torch.nn.Module]:
+        """The modules to train (two for pipelines with two experts)."""
+        ...
+
+
+class Policy(Protocol):
+    """A generator with the weights that are trained, and views of the same network."""
+
+    generator: Generator
+
+    def predict(self, x: Tensor, t: Tensor, cond: Cond) -> Tensor:
+        """As `Generator.predict`, with the current weights."""
+        ...
+
+    def reference(self) -> AbstractContextManager[None]:
+        """Inside, `predict` uses the frozen start (adapter off, or the second copy)."""
+        ...
+
+    def old(self) -> AbstractContextManager[None]:
+        """Inside, `predict` uses the policy that produced the samples."""
+        ...
+
+
+class Reward(Protocol):
+    """A score of single samples. Missing is a mask, never a number."""
+
+    name: str
+    modality: Modality
+    differentiable: bool
+    group_only: bool  # only comparable within one prompt's group
+    score_range: tuple[float, float]  # may hold +-inf; higher is better
+
+    def __call__(self, samples: Sequence[Sample]) -> tuple[Tensor, Tensor]:
+        """(values (N,) float32, valid (N,) bool)."""
+        ...
+
+
+class Algorithm(Protocol):
+    """An objective: how rewards become credit, batches and a loss."""
+
+    def credit(
+        self,
+        terms: Mapping[str, Tensor],
+        valid: Mapping[str, Tensor],
+        weights: Mapping[str, float],
+        group: Tensor,
+    ) -> Tensor:
+        """Learning signal (B,) from the rewards of all ranks together; 0 teaches nothing."""
+        ...
+
+    def batches(
+        self, rollout: Rollout, credit: Tensor, generator: torch.Generator
+    ) -> Iterator[Sequence[Any]]:
+        """Yields one sequence of micro-batches per optimizer step.
+
+        Every batch carries `weight`: its share of the step's terms on all ranks, so that the
+        weighted sum of losses over micro-batches and ranks is the step's mean.
+        """
+        ...
+
+    def loss(self, policy: Policy, batch: Any) -> tuple[Tensor, Mapping[str, Tensor]]:
+        """Mean loss of the batch (0-dim) and detached metrics (0-dim each)."""
+        ...
