@@ -83,8 +83,13 @@ class RolloutConfig(Section):
     """Samples of one network call; a multiple of `group_size`. The same on any process count."""
     same_initial_noise: bool = False
     """Start a group from one initial noise, so that only the stochastic steps differ."""
-    media_dtype: Literal["fp32", "bf16"] = "fp32"
+    latent_dtype: Literal["fp32", "bf16"] = "fp32"
     """Latents are stored and fed back in this type; log-probs are computed after rounding."""
+
+    @property
+    def num_samples(self) -> int:
+        """Samples of one training step."""
+        return self.num_prompts * self.group_size
 
 
 class TrainConfig(Section):

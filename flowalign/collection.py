@@ -1,0 +1,175 @@
+"""Collecting experience: requests of one training step become a scored rollout.
+
+Samples are drawn in chunks of whole groups. A chunk's content does not depend on the number of
+processes, so its bits do not either. Scores of one chunk are computed while the next is sampled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from flowalign.policy import TrainedPolicy
+from flowalign.processes import Processes
+from flowalign.prompts import Prompt
+from flowalign.randomness import generator
+from flowalign.rollout import Plan, PromptCache, Request, finished, walk
+from flowalign.scoring import RewardSuite, Scores, combine
+from flowalign.types import Cond, Rollout, Sample, Trajectory
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Collected:
+    """The local rollout and what all processes know together."""
+
+    rollout: Rollout | None  # None on a process without a chunk
+    index: Tensor  # (B_local,) int64, place of each local sample among all
+    terms: dict[str, Tensor]  # (B,) float32, rewards of all processes
+    valid: dict[str, Tensor]  # (B,) bool
+    group: Tensor  # (B,) int64
+    dropped: int  # samples masked because a reward failed, all processes
+
+
+def draw_prompts(prompts: Sequence[Prompt], cursor: int, count: int, seed: int) -> list[int]:
+    """Places of the `count` prompts from `cursor` on, in an order drawn anew for each epoch.
+
+    Pure in its arguments: an epoch's order is a keyed permutation, so no prompt is repeated or
+    left out within an epoch, also across a resume.
+    """
+    places = []
+    for position in range(cursor, cursor + count):
+        epoch, offset = divmod(position, len(prompts))
+        order = torch.randperm(len(prompts), generator=generator(seed, "prompts", step=epoch))
+        places.append(int(order[offset]))
+    return places
+
+
+def requests(
+    prompts: Sequence[Prompt], cursor: int, count: int, group_size: int, *, seed: int, shared: bool
+) -> list[Request]:
+    """The samples of one training step: `count` groups of `group_size`.
+
+    A sample's id counts how often its prompt was drawn before, so no id is used twice in a run.
+    With `shared` a group starts from one noise.
+    """
+    found = []
+    for group, place in enumerate(draw_prompts(prompts, cursor, count, seed)):
+        prompt = prompts[place]
+        first = (cursor + group) // len(prompts) * group_size
+        for member in range(group_size):
+            sample_id = first + member
+            found.append(
+                Request(
+                    prompt=prompt.text,
+                    prompt_id=prompt.prompt_id,
+                    sample_id=sample_id,
+                    start_id=first if shared else sample_id,
+                    group=group,
+                )
+            )
+    return found
+
+
+def collect(
+    policy: TrainedPolicy,
+    plan: Plan,
+    wanted: Sequence[Request],
+    *,
+    cache: PromptCache,
+    suite: RewardSuite,
+    weights: dict[str, float],
+    processes: Processes,
+    chunk_size: int,
+    seed: int,
+    dtype: torch.dtype,
+    keep_mean: bool,
+    on_step: Callable[[], None] | None = None,
+) -> Collected:
+    """Sample and score `wanted`; this process draws its share of the chunks."""
+    chunks = [wanted[i : i + chunk_size] for i in range(0, len(wanted), chunk_size)]
+    mine = processes.share(range(len(chunks)))
+    threads = torch.get_num_threads()
+    trajectories: list[Trajectory] = []
+    samples: list[Sample] = []
+    # One worker keeps the order of reward calls; its thread count must be ours, since the number
+    # of threads changes the last bits of a sum.
+    with ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(threads,)) as worker:
+        pending = []
+        for number in mine:
+            chunk = chunks[number]
+            cond = cache.conditions([request.prompt for request in chunk])
+            trajectory = walk(
+                policy.generator,
+                plan,
+                cond,
+                chunk,
+                seed=seed,
+                stream="train",
+                dtype=dtype,
+                keep_mean=keep_mean,
+                on_step=on_step,
+            )
+            drawn = finished(policy.generator, trajectory, chunk, seed=seed)
+            pending.append(worker.submit(suite.score, drawn))
+            trajectories.append(trajectory)
+            samples.extend(drawn)
+        scored = [future.result() for future in pending]
+    index = torch.tensor(
+        [n * chunk_size + k for n in mine for k in range(len(chunks[n]))], dtype=torch.int64
+    )
+    return _joined(trajectories, samples, scored, index, wanted, weights, suite, processes)
+
+
+def _joined(
+    trajectories: list[Trajectory],
+    samples: list[Sample],
+    scored: list[Scores],
+    index: Tensor,
+    wanted: Sequence[Request],
+    weights: dict[str, float],
+    suite: RewardSuite,
+    processes: Processes,
+) -> Collected:
+    """One rollout of the chunks, and the rewards of all processes."""
+    group = torch.tensor([request.group for request in wanted])
+    terms, valid = {}, {}
+    for name in suite.names:
+        empty = torch.zeros(0)
+        local = torch.cat([empty, *(s.terms[name] for s in scored)])
+        seen = torch.cat([empty.bool(), *(s.valid[name] for s in scored)])
+        terms[name] = processes.together(local, index, len(wanted))
+        valid[name] = processes.together(seen, index, len(wanted))
+    dropped = int(processes.sum(torch.tensor(sum(sum(s.dropped.values()) for s in scored))))
+    rollout = None
+    if trajectories:
+        reward, usable = combine(terms, valid, weights)
+        rollout = Rollout(
+            trajectory=joined_trajectory(trajectories),
+            samples=samples,
+            group=group[index],
+            reward=reward[index],
+            valid=usable[index],
+            reward_terms={name: value[index] for name, value in terms.items()},
+            term_valid={name: value[index] for name, value in valid.items()},
+        )
+    return Collected(
+        rollout=rollout, index=index, terms=terms, valid=valid, group=group, dropped=dropped
+    )
+
+
+def joined_trajectory(parts: Sequence[Trajectory]) -> Trajectory:
+    """Trajectories of one plan as one."""
+    first = parts[0]
+    return Trajectory(
+        x=torch.cat([p.x for p in parts]),
+        t=first.t,
+        noise=first.noise,
+        log_prob=torch.cat([p.log_prob for p in parts]),
+        stochastic=first.stochastic,
+        mean=None if first.mean is None else torch.cat([p.mean for p in parts]),  # type: ignore[misc]
+        cond=Cond.cat([p.cond for p in parts]),
+    )

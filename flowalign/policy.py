@@ -1,0 +1,129 @@
+"""The policy: one network, seen with its current, its reference, its old or its averaged weights.
+
+No view costs a second network. A view exchanges the storage behind the trained parameters for
+other tensors (nothing is copied) and gives it back when it ends.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+
+from flowalign.config.schema import LoraConfig
+from flowalign.lora import add_lora, lora_disabled, lora_parameters, merged_lora
+from flowalign.protocols import Generator
+from flowalign.types import Cond
+
+Weights = dict[str, Tensor]
+
+
+def copied(parameters: Mapping[str, Tensor]) -> Weights:
+    """A detached copy of every tensor, with storage of its own."""
+    return {name: value.detach().clone() for name, value in parameters.items()}
+
+
+@contextmanager
+def exchanged(parameters: Mapping[str, Parameter], weights: Weights) -> Iterator[None]:
+    """Inside, each parameter holds the tensor of the same name in `weights`."""
+    kept = {name: parameter.data for name, parameter in parameters.items()}
+    try:
+        for name, parameter in parameters.items():
+            parameter.data = weights[name]
+        yield
+    finally:
+        for name, parameter in parameters.items():
+            parameter.data = kept[name]
+
+
+@torch.no_grad()
+def average(target: Weights, source: Mapping[str, Tensor], decay: float) -> None:
+    """target <- decay target + (1 - decay) source, in place."""
+    for name, value in target.items():
+        value.lerp_(source[name].detach(), 1.0 - decay)
+
+
+@dataclass(kw_only=True, slots=True)
+class TrainedPolicy:
+    """A generator with the parameters that are trained.
+
+    `reference_view` opens the view on the frozen start, `sampling_view` the fastest exact form
+    for passes without gradient. `old_weights` is None unless the algorithm keeps an old policy.
+    """
+
+    generator: Generator
+    parameters: Mapping[str, Parameter]
+    reference_view: Callable[[], AbstractContextManager[None]]
+    sampling_view: Callable[[], AbstractContextManager[None]]
+    old_weights: Weights | None = None
+
+    def predict(self, x: Tensor, t: Tensor, cond: Cond) -> Tensor:
+        """Guided native output (B, *S) of the weights now in view."""
+        return self.generator.predict(x, t, cond)
+
+    def reference(self) -> AbstractContextManager[None]:
+        """Inside, `predict` uses the frozen start."""
+        return self.reference_view()
+
+    def old(self) -> AbstractContextManager[None]:
+        """Inside, `predict` uses the policy that produces the samples."""
+        assert self.old_weights is not None, "the algorithm keeps no old policy"
+        return exchanged(self.parameters, self.old_weights)
+
+    def weights(self, weights: Weights) -> AbstractContextManager[None]:
+        """Inside, `predict` uses `weights`, for example an average."""
+        return exchanged(self.parameters, weights)
+
+
+def trained_names(modules: Sequence[torch.nn.Module]) -> dict[str, Parameter]:
+    """Parameters that require a gradient, by `<module index>.<name>`."""
+    return {
+        f"{index}.{name}": parameter
+        for index, module in enumerate(modules)
+        for name, parameter in module.named_parameters()
+        if parameter.requires_grad
+    }
+
+
+def lora_policy(
+    generator: Generator, config: LoraConfig, *, seed: int, merge: bool
+) -> TrainedPolicy:
+    """Train a low-rank adapter; the reference is the network with the adapter off.
+
+    `merge` adds the adapter into the weights while sampling, which saves its passes.
+    """
+    modules = generator.denoisers()
+    for module in modules:
+        module.requires_grad_(False)
+    add_lora(modules, config, seed=seed)
+    return TrainedPolicy(
+        generator=generator,
+        parameters=lora_parameters(modules),
+        reference_view=lambda: lora_disabled(modules),
+        sampling_view=(lambda: merged_lora(modules)) if merge else unchanged,
+    )
+
+
+def full_policy(generator: Generator) -> TrainedPolicy:
+    """Train every weight of the denoiser; a second copy is the reference."""
+    modules = generator.denoisers()
+    for module in modules:
+        module.requires_grad_(True)
+    parameters = trained_names(modules)
+    start = copied(parameters)
+    return TrainedPolicy(
+        generator=generator,
+        parameters=parameters,
+        reference_view=lambda: exchanged(parameters, start),
+        sampling_view=unchanged,
+    )
+
+
+@contextmanager
+def unchanged() -> Iterator[None]:
+    """The view that changes nothing."""
+    yield

@@ -1,0 +1,103 @@
+"""The processes of one run: who am I, and what do we agree on.
+
+Placement is accelerate's. Gradients are summed by hand, once per update: a pipeline's own loop
+needs the bare network (a wrapper would hide its `config`), and one sum in a fixed order makes the
+result independent of how micro-batches fall on the processes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import torch
+import torch.distributed as dist
+from accelerate import Accelerator
+from torch import Tensor
+
+from flowalign.errors import ResourceError
+
+
+class Processes:
+    """A thin view of the process group; everything works the same with one process."""
+
+    def __init__(self, accelerator: Accelerator) -> None:
+        self.accelerator = accelerator
+        self.rank = accelerator.process_index
+        self.count = accelerator.num_processes
+        self.device = accelerator.device
+        self.is_main = accelerator.is_main_process
+
+    def share(self, items: Sequence[int]) -> list[int]:
+        """The items of this process: every `count`-th, so that all items are used once."""
+        return list(items[self.rank :: self.count])
+
+    def sum(self, value: Tensor) -> Tensor:
+        """Sum over processes, on every process. Exact when each entry has one contributor."""
+        if self.count == 1:
+            return value
+        total = value.to(self.device).clone()
+        dist.all_reduce(total, op=dist.ReduceOp.SUM)
+        return total.to(value.device)
+
+    def worst(self, status: int) -> int:
+        """The largest status word of all processes: they decide together."""
+        if self.count == 1:
+            return status
+        word = torch.tensor(status, device=self.device)
+        dist.all_reduce(word, op=dist.ReduceOp.MAX)
+        return int(word)
+
+    def text_of_main(self, text: str) -> str:
+        """The main process's text, on every process; bytes travel, never pickled objects."""
+        if self.count == 1:
+            return text
+        data = text.encode()
+        length = torch.tensor(len(data), device=self.device)
+        dist.broadcast(length, src=0)
+        buffer = torch.zeros(int(length), dtype=torch.uint8, device=self.device)
+        if self.is_main:
+            buffer.copy_(torch.tensor(list(data), dtype=torch.uint8))
+        dist.broadcast(buffer, src=0)
+        return bytes(buffer.tolist()).decode()
+
+    def together(self, local: Tensor, index: Tensor, size: int) -> Tensor:
+        """Rows `local` of places `index`, joined to all `size` rows of all processes."""
+        rows = torch.zeros((size, *local.shape[1:]), dtype=local.dtype)
+        rows[index] = local.cpu()
+        if local.dtype == torch.bool:
+            return self.sum(rows.to(torch.int32)).to(torch.bool)
+        return self.sum(rows)
+
+    def sum_gradients(self, parameters: Iterable[torch.nn.Parameter]) -> None:
+        """Replace each gradient by its sum over processes, in one message."""
+        if self.count == 1:
+            return
+        grads = []
+        for parameter in parameters:
+            if parameter.grad is None:  # a process without samples still takes part
+                parameter.grad = torch.zeros_like(parameter)
+            grads.append(parameter.grad)
+        flat = torch.cat([grad.reshape(-1) for grad in grads])
+        dist.all_reduce(flat, op=dist.ReduceOp.SUM)
+        for grad, summed in zip(grads, flat.split([g.numel() for g in grads]), strict=True):
+            grad.copy_(summed.view_as(grad))
+
+    def barrier(self) -> None:
+        """Wait for all processes."""
+        self.accelerator.wait_for_everyone()
+
+
+def start_processes(device: str, mixed_precision: str) -> Processes:
+    """Join the processes of this run (accelerate launch, torchrun, or alone).
+
+    `device` is `auto`, `cpu`, `cuda`, `cuda:N` or `mps`. Raises ResourceError (exit 7) when it
+    is not there.
+    """
+    wanted = device.split(":")[0]
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise ResourceError("ENV-DEVICE", "device", "no CUDA device here", "say `device: cpu`")
+    if wanted == "mps" and not torch.backends.mps.is_available():
+        raise ResourceError("ENV-DEVICE", "device", "no MPS device here", "say `device: cpu`")
+    if ":" in device:
+        torch.cuda.set_device(torch.device(device))
+    return Processes(Accelerator(cpu=wanted == "cpu", mixed_precision=mixed_precision))

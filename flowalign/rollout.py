@@ -1,0 +1,171 @@
+"""The one sampling loop: training, steering and evaluation draw their samples here.
+
+Shapes as in `flowalign.types`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from flowalign.config.sampling import SamplerConfig
+from flowalign.errors import HealthError
+from flowalign.protocols import Generator, Sampler
+from flowalign.randomness import normal
+from flowalign.samplers import sampler as sampler_named
+from flowalign.schedules import noise_levels
+from flowalign.types import Cond, Sample, Trajectory
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Plan:
+    """How a trajectory is walked."""
+
+    sampler: Sampler
+    t: Tensor  # (T+1,) float64, decreasing from noise to data
+    noise: Tensor  # (T,) float64, given to the sampler; 0 is deterministic
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Request:
+    """One sample to draw. Equal keys give equal samples, whatever else is drawn."""
+
+    prompt: str
+    prompt_id: int
+    sample_id: int
+    start_id: int  # key of the initial noise; shared by a group that starts from one noise
+    group: int
+
+
+def training_plan(
+    generator: Generator, config: SamplerConfig, *, training_step: int, seed: int
+) -> Plan:
+    """The plan of a rollout: the pipeline's own levels, the config's kernel and schedule."""
+    t = generator.levels(config.num_steps)
+    noise = noise_levels(config, t, training_step=training_step, seed=seed)
+    return Plan(sampler=sampler_named(config.name), t=t, noise=noise)
+
+
+def ode_plan(generator: Generator, num_steps: int) -> Plan:
+    """The deterministic plan of an evaluation."""
+    t = generator.levels(num_steps)
+    noise = torch.zeros(num_steps, dtype=torch.float64)
+    return Plan(sampler=sampler_named("ode"), t=t, noise=noise)
+
+
+class PromptCache:
+    """Encoded prompts. Each is encoded alone, so that its batch cannot change its bits."""
+
+    def __init__(self, generator: Generator, capacity: int = 4096) -> None:
+        self.generator, self.capacity = generator, capacity
+        self.rows: dict[str, Cond] = {}
+
+    @torch.no_grad()
+    def conditions(self, prompts: Sequence[str]) -> Cond:
+        """One row per prompt, in order; every distinct prompt is encoded once."""
+        distinct = dict.fromkeys(prompts)
+        if len(self.rows) + len(distinct) > self.capacity:
+            self.rows.clear()
+        for prompt in distinct:
+            if prompt not in self.rows:
+                self.rows[prompt] = self.generator.encode([prompt])
+        position = {prompt: i for i, prompt in enumerate(distinct)}
+        index = torch.tensor([position[prompt] for prompt in prompts])
+        return Cond.cat([self.rows[prompt] for prompt in distinct]).select(index)
+
+
+@torch.no_grad()
+def walk(
+    generator: Generator,
+    plan: Plan,
+    cond: Cond,
+    requests: Sequence[Request],
+    *,
+    seed: int,
+    stream: str,
+    dtype: torch.dtype = torch.float32,
+    keep_mean: bool = False,
+    on_step: Callable[[], None] | None = None,
+) -> Trajectory:
+    """Sample a trajectory for each request, on the device of the generator.
+
+    A state is rounded to `dtype` before its log-prob is taken, because that is the state that
+    training will see. Noise streams are `<stream>/start` and `<stream>/step`.
+    """
+    device = generator.denoisers()[0].parameters().__next__().device
+    prompt_ids = [r.prompt_id for r in requests]
+    sample_ids = [r.sample_id for r in requests]
+    x = normal(
+        generator.latent_shape,
+        seed=seed,
+        stream=f"{stream}/start",
+        prompt_ids=prompt_ids,
+        sample_ids=[r.start_id for r in requests],
+    ).to(device, dtype)
+    states, log_probs, means = [x], [], []
+    for i in range(len(plan.noise)):
+        t, t_next, noise = plan.t[i], plan.t[i + 1], plan.noise[i]
+        pred = generator.predict(x.float(), t, cond)
+        law = plan.sampler.step(generator.path, x.float(), pred, t, t_next, noise)
+        if noise > 0:
+            z = normal(
+                generator.latent_shape,
+                seed=seed,
+                stream=f"{stream}/step",
+                prompt_ids=prompt_ids,
+                sample_ids=sample_ids,
+                step=i,
+            )
+            x = law.sample(z.to(device)).to(dtype)
+            log_probs.append(law.log_prob(x.float()))
+        else:
+            x = law.mean.to(dtype)
+            log_probs.append(torch.zeros(len(requests), device=device))
+        states.append(x)
+        if keep_mean:
+            means.append(law.mean)
+        if on_step is not None:
+            on_step()
+    return Trajectory(
+        x=torch.stack(states, dim=1),
+        t=plan.t,
+        noise=plan.noise,
+        log_prob=torch.stack(log_probs, dim=1),
+        stochastic=plan.noise > 0,
+        mean=torch.stack(means, dim=1) if keep_mean else None,
+        cond=cond,
+    )
+
+
+@torch.no_grad()
+def finished(
+    generator: Generator, trajectory: Trajectory, requests: Sequence[Request], *, seed: int
+) -> list[Sample]:
+    """Decode the last states into samples on the CPU.
+
+    Raises HealthError when a latent or a picture is not finite: NaN is never a picture.
+    """
+    x0 = trajectory.x[:, -1].float()
+    where = "sampling"
+    if not torch.isfinite(x0).all():
+        raise HealthError("NON-FINITE", where, "a latent is not finite", "lower the learning rate")
+    media = generator.decode(x0).float().cpu()
+    if not torch.isfinite(media).all():
+        raise HealthError(
+            "NON-FINITE", where, "a decoded sample is not finite", "decode in float32"
+        )
+    return [
+        Sample(
+            prompt=request.prompt,
+            media=medium,
+            modality=generator.modality,
+            rate=generator.rate,
+            prompt_id=request.prompt_id,
+            sample_id=request.sample_id,
+            seed=seed,
+        )
+        for request, medium in zip(requests, media, strict=True)
+    ]

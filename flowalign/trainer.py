@@ -1,0 +1,290 @@
+"""The training loop: sample, score, credit, update; evaluate, save, stop when asked.
+
+One training step is one rollout and the algorithm's updates from it. The loop knows no algorithm,
+no model and no reward.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from flowalign import checkpoint
+from flowalign.assembly import Session
+from flowalign.collection import Collected, collect, requests
+from flowalign.errors import HealthError, RewardError, StopRequested
+from flowalign.evaluation import Evaluation, evaluate, write_evaluation
+from flowalign.metrics import MetricsLog, Progress, Tracker
+from flowalign.policy import average
+from flowalign.randomness import generator as keyed
+from flowalign.rollout import training_plan
+from flowalign.run_directory import RunDirectory
+from flowalign.scoring import combine
+from flowalign.signals import Action, Signals
+from flowalign.training_state import progress_dict
+from flowalign.types import Rollout
+from flowalign.update import update
+
+MAX_DROPPED_SHARE = 0.2
+
+
+@dataclass(kw_only=True, slots=True)
+class Outlets:
+    """Where the main process tells what happens."""
+
+    log: MetricsLog
+    trackers: Sequence[Tracker]
+    progress: Progress
+
+    def step(self, step: int, row: dict[str, float], samples: int) -> None:
+        """One training step."""
+        self.log.write(step, row)
+        for tracker in self.trackers:
+            tracker.write(step, row)
+        self.progress.update(step, reward=row["reward"], samples=samples)
+
+    def evaluation(self, result: Evaluation) -> None:
+        """Means of one evaluation; metrics.jsonl has training steps only."""
+        means = {name: result.mean(name) for name in result.scores}
+        for tracker in self.trackers:
+            tracker.write(result.step, {f"eval/{name}": mean for name, mean in means.items()})
+        told = "  ".join(f"{name} {mean:.3f}" for name, mean in means.items())
+        self.progress.message(f"evaluation at step {result.step}: {told}")
+
+    def close(self) -> None:
+        self.log.close()
+        self.progress.close()
+        for tracker in self.trackers:
+            tracker.close()
+
+
+@dataclass(kw_only=True, slots=True)
+class Loop:
+    """A session on its way. `outlets` is None on all processes but the main one."""
+
+    session: Session
+    run: RunDirectory
+    outlets: Outlets | None
+    signals: Signals
+    last: Evaluation | None = None
+    base: Evaluation | None = None
+
+    def train(self) -> None:
+        """Run to `train.steps`. Raises StopRequested after saving when a signal asked for it."""
+        session, config = self.session, self.session.config
+        progress = session.state.progress
+        if progress.step == 0:
+            self.base = self.evaluate()
+            self.obey(self.signals.poll())
+        while progress.step < config.train.steps:
+            row = self.training_step()
+            finished = progress.step == config.train.steps
+            if self.outlets is not None:
+                self.outlets.step(progress.step, row, config.rollout.num_samples)
+            if finished or due(config.evaluation.every, progress.step):
+                self.evaluate()
+            action = self.signals.poll()
+            if finished or due(config.train.save_every, progress.step) or action > Action.CONTINUE:
+                self.save()
+            self.obey(action)
+
+    def obey(self, action: Action) -> None:
+        """Stop where a signal asked for it; the state of the last step is saved by then."""
+        if action.exit_code is not None:
+            raise StopRequested(action.exit_code)
+
+    def training_step(self) -> dict[str, float]:
+        """One rollout and its updates; returns the row of metrics."""
+        session, config = self.session, self.session.config
+        progress, algorithm = session.state.progress, session.algorithm
+        begun = time.monotonic()
+        collected = self.rollout()
+        check_rewards(collected, len(collected.group) // config.rollout.group_size)
+        credit = algorithm.credit(
+            collected.terms, collected.valid, session.weights, collected.group
+        )
+        if not torch.isfinite(credit).all():
+            where = f"training step {progress.step + 1}"
+            raise HealthError(
+                "NON-FINITE", where, "a credit is not finite", "look at the rewards' scale"
+            )
+        sampled = time.monotonic()
+        rows = [
+            update(
+                session.policy,
+                algorithm,
+                batches,
+                session.state,
+                config.train,
+                processes=session.processes,
+                total_updates=session.total_updates,
+            )
+            for batches in self.batches(collected, credit)
+        ]
+        progress.step += 1
+        progress.cursor += config.rollout.num_prompts
+        progress.samples += len(collected.group)
+        progress.evaluations += len(collected.group) * config.sampler.num_steps
+        if session.state.old is not None:
+            decay = algorithm.old_decay(progress.step)
+            average(session.state.old, session.policy.parameters, decay)
+        seconds = time.monotonic() - begun
+        progress.train_seconds += seconds
+        row = mean_rows(rows)
+        row.update(reward_statistics(collected, session.weights))
+        row["credit/zero_share"] = float((credit == 0).double().mean())
+        row["updates_skipped"] = progress.skipped
+        row["seconds"] = seconds
+        row["seconds_rollout"] = sampled - begun
+        row["samples_per_second"] = len(collected.group) / seconds
+        return row
+
+    def rollout(self) -> Collected:
+        """The samples of the next training step, with the rewards of all processes."""
+        session, config = self.session, self.session.config
+        progress, policy = session.state.progress, session.policy
+        plan = training_plan(
+            session.generator, config.sampler, training_step=progress.step, seed=config.seed
+        )
+        wanted = requests(
+            session.train_prompts,
+            progress.cursor,
+            config.rollout.num_prompts,
+            config.rollout.group_size,
+            seed=config.seed,
+            shared=config.rollout.same_initial_noise,
+        )
+        acting = policy.old() if session.algorithm.needs_old else nullcontext()
+        with acting, policy.sampling_view(), session.processes.accelerator.autocast():
+            return collect(
+                policy,
+                plan,
+                wanted,
+                cache=session.cache,
+                suite=session.train_rewards,
+                weights=session.weights,
+                processes=session.processes,
+                chunk_size=config.rollout.batch_size,
+                seed=config.seed,
+                dtype=torch.float32 if config.rollout.latent_dtype == "fp32" else torch.bfloat16,
+                keep_mean=session.algorithm.needs_mean,
+            )
+
+    def batches(self, collected: Collected, credit: torch.Tensor) -> Sequence[Sequence[Any]]:
+        """Micro-batches of this process, one sequence per update; empty ones without samples."""
+        session, config = self.session, self.session.config
+        rollout: Rollout | None = collected.rollout
+        if rollout is None:
+            return [[] for _ in range(session.algorithm.num_updates)]
+        # One key for all processes: they choose the same steps and the same split.
+        generator = keyed(config.seed, "updates", step=session.state.progress.step)
+        return list(
+            session.algorithm.batches(
+                rollout,
+                credit[collected.index],
+                generator,
+                batch_size=config.train.batch_size,
+                total=len(collected.group),
+            )
+        )
+
+    def evaluate(self) -> Evaluation:
+        """Score the held-out prompts with the averaged weights where they are kept."""
+        session, state = self.session, self.session.state
+        folder = self.run.evaluation(state.progress.step)
+        begun = time.monotonic()
+        ema = session.policy.weights(state.ema) if state.ema is not None else nullcontext()
+        with ema, session.policy.sampling_view(), session.processes.accelerator.autocast():
+            result = evaluate(
+                session.evaluation_generator,
+                session.evaluation_prompts,
+                session.all_rewards,
+                session.config.evaluation,
+                step=state.progress.step,
+                seed=session.config.seed,
+                processes=session.processes,
+                cache=session.evaluation_cache,
+                folder=folder,
+            )
+        if session.processes.is_main:
+            write_evaluation(
+                folder,
+                result,
+                session.config.evaluation,
+                seed=session.config.seed,
+                trained=list(session.weights),
+                costs={
+                    "train_seconds": state.progress.train_seconds,
+                    "wall_seconds": time.monotonic() - begun,
+                    "training_samples": state.progress.samples,
+                    "network_evaluations": state.progress.evaluations,
+                },
+            )
+        if self.outlets is not None:
+            self.outlets.evaluation(result)
+        self.last = result
+        return result
+
+    def save(self) -> None:
+        """Write a checkpoint from the main process; all wait for it."""
+        session, state = self.session, self.session.state
+        if self.outlets is not None:
+            self.outlets.log.sync()
+            checkpoint.save(
+                self.run.root,
+                state.progress.step,
+                state.files(),
+                {"progress": progress_dict(state.progress)},
+                keep_last=session.config.train.keep_last,
+                run_id=self.run.run_id,
+                world_size=session.processes.count,
+            )
+            self.run.status("running", state.progress.step)
+        session.processes.barrier()
+
+
+def due(every: int | str, step: int) -> bool:
+    """Whether something done every so many steps is done after `step`."""
+    return isinstance(every, int) and step % every == 0
+
+
+def check_rewards(collected: Collected, num_groups: int) -> None:
+    """Stop when too much was dropped to learn from (more than 20 %, or half of the groups)."""
+    share = collected.dropped / max(1, len(collected.group) * len(collected.terms))
+    if share > MAX_DROPPED_SHARE:
+        what = f"{share:.0%} of the scores were dropped in one step"
+        raise RewardError("RWD-DROPPED", "rewards", what, "look at the failures in the log")
+    valid = torch.stack(list(collected.valid.values())).all(dim=0).double()
+    usable = torch.zeros(num_groups, dtype=torch.float64).index_add(0, collected.group, valid)
+    if (usable < 2).double().mean() > 0.5 and collected.dropped:
+        what = "over half of the groups have fewer than 2 valid samples"
+        raise RewardError("RWD-DROPPED", "rewards", what, "look at the failures in the log")
+
+
+def reward_statistics(collected: Collected, weights: dict[str, float]) -> dict[str, float]:
+    """Mean and spread of each reward, and the combined mean."""
+    row: dict[str, float] = {}
+    for name, values in collected.terms.items():
+        seen = values[collected.valid[name]].double()
+        row[f"reward/{name}"] = float(seen.mean())
+        row[f"reward_std/{name}"] = float(seen.std(correction=0))
+    reward, usable = combine(collected.terms, collected.valid, weights)
+    row["reward"] = float(reward[usable].double().mean())
+    row["reward/dropped"] = collected.dropped
+    return row
+
+
+def mean_rows(rows: Sequence[dict[str, float]]) -> dict[str, float]:
+    """Mean of each metric over the updates that have it."""
+    names = dict.fromkeys(name for row in rows for name in row)
+    return {
+        name: sum(found) / len(found)
+        for name in names
+        if (found := [row[name] for row in rows if name in row])
+    }
+
