@@ -1,0 +1,240 @@
+"""Any diffusers pipeline as a `Generator`, without adapter code.
+
+A pipeline knows how to encode, guide, denoise and decode. We run its own loop, undecorated so
+that gradients flow, with a scheduler that listens: offered one timestep, the loop hands us the
+guided prediction; offered none, it decodes the latents it was given.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+from torch import Tensor
+
+from flowalign.config.schema import ModelConfig
+from flowalign.errors import HealthError
+from flowalign.pipelines.clock import Clock, clock_of
+from flowalign.pipelines.conditions import (
+    Layout,
+    Reciter,
+    Recorder,
+    answers_for,
+    check_layout,
+    condition,
+    layout,
+)
+from flowalign.pipelines.listening import Stop, listener, no_steps, silent, unheard
+from flowalign.protocols import Path
+from flowalign.types import Cond, Modality
+
+PROBES = ("a", "a red circle")
+DENOISERS = ("transformer", "transformer_2", "unet")
+
+
+class TracedGenerator:
+    """A pipeline's own loop, heard and replayed. Implements `protocols.Generator`.
+
+    `arguments` are the keyword arguments of every call (guidance, size); `batch_arguments` those
+    of which each prompt needs one. `pack` turns a state of the loop into the `latents` argument.
+    """
+
+    path: Path
+    modality: Modality
+    latent_shape: tuple[int, ...]
+    rate: float | None
+
+    def __init__(
+        self,
+        pipe: DiffusionPipeline,
+        *,
+        arguments: Mapping[str, Any],
+        batch_arguments: Mapping[str, Any],
+        pack: Callable[[Tensor], Tensor],
+        rate: float | None,
+    ) -> None:
+        self.pipe, self.rate, self.pack = pipe, rate, pack
+        self.arguments, self.batch_arguments = arguments, batch_arguments
+        self.loop: Any = inspect.unwrap(type(pipe).__call__)
+        self.device = device_of(self.denoisers()[0])
+        self.listener = listener(pipe.scheduler)  # type: ignore[attr-defined]
+        self.clock, self.latent_shape, self.dtype = self.listen()
+        self.path = self.clock.path
+        self.plan = self.trace_encoding()
+        self.blank = self.encode([""])
+        self.modality = self.hear_modality()
+
+    def run(
+        self,
+        prompts: Sequence[str],
+        encode_prompt: Callable[..., Any],
+        *,
+        num_steps: int = 1,
+        x: Tensor | None = None,
+        output_type: str = "latent",
+    ) -> Any:
+        """The pipeline's loop with our listener, on a copy that shares its modules."""
+        view = copy.copy(self.pipe)
+        members = vars(view)
+        members["scheduler"] = self.listener
+        members["encode_prompt"] = encode_prompt
+        members["_progress_bar_config"] = {"disable": True}
+        return self.loop(
+            view,
+            prompt=list(prompts),
+            num_inference_steps=num_steps,
+            generator=torch.Generator().manual_seed(0),
+            latents=None if x is None else self.pack(x.to(self.device, self.dtype)),
+            output_type=output_type,
+            return_dict=False,
+            **self.arguments,
+            **{name: [value] * len(prompts) for name, value in self.batch_arguments.items()},
+        )
+
+    def tune(
+        self,
+        fixed: tuple[Tensor, Tensor] | None,
+        on_schedule: Callable[[Any], None] = silent,
+        on_step: Callable[[Tensor, Tensor, Tensor], Tensor] = unheard,
+    ) -> None:
+        """Set what the listener offers and does."""
+        heard = self.listener
+        heard.fixed, heard.on_schedule, heard.on_step = fixed, on_schedule, on_step
+        heard._begin_index = 0
+
+    @torch.no_grad()
+    def listen(self) -> tuple[Clock, tuple[int, ...], torch.dtype]:
+        """Hear one step of the pipeline's own schedule: clock, latent shape and dtype."""
+        heard: list[Tensor] = []
+
+        def on_step(output: Tensor, timestep: Tensor, x: Tensor) -> Tensor:
+            heard.append(x)
+            raise Stop
+
+        self.tune(None, on_step=on_step)
+        with contextlib.suppress(Stop):
+            self.run([PROBES[0]], self.pipe.encode_prompt, num_steps=2)  # type: ignore[attr-defined]
+        (x,) = heard
+        return clock_of(self.listener), tuple(x.shape[1:]), x.dtype
+
+    def answers(self, prompts: Sequence[str]) -> list[Any]:
+        """What the pipeline's `encode_prompt` answers when it generates for `prompts`."""
+        recorder = Recorder(self.pipe.encode_prompt)  # type: ignore[attr-defined]
+        self.tune(no_steps())
+        x = torch.zeros(len(prompts), *self.latent_shape)
+        self.run(prompts, recorder, x=x)
+        return recorder.answers
+
+    @torch.no_grad()
+    def trace_encoding(self) -> Layout:
+        """Find how the answers depend on the prompts, and check it."""
+        first, second = (self.answers([prompt]) for prompt in PROBES)
+        pair = self.answers(PROBES)
+        plan = layout(first, second, pair)
+        conds = [condition(first, plan), condition(second, plan)]
+        check_layout(plan, conds, pair, type(self.pipe).__name__)
+        return plan
+
+    def hear_modality(self) -> Modality:
+        """Image, video or audio, by the shape of what the pipeline decodes."""
+        with torch.no_grad():
+            media = self.decode_raw(torch.zeros(1, *self.latent_shape))
+        if media.ndim == 5:
+            return "video"
+        return "image" if media.ndim == 4 else "audio"
+
+    @torch.no_grad()
+    def encode(self, prompts: Sequence[str]) -> Cond:
+        """Encode each distinct prompt once and alone; the rows stand in the order of `prompts`."""
+        rows = {p: condition(self.answers([p]), self.plan) for p in dict.fromkeys(prompts)}
+        position = {prompt: i for i, prompt in enumerate(rows)}
+        index = torch.tensor([position[prompt] for prompt in prompts])
+        return Cond.cat(list(rows.values())).select(index)
+
+    @torch.no_grad()
+    def levels(self, num_steps: int) -> Tensor:
+        """(T+1,) float64 levels of the pipeline's own schedule, shifts included."""
+
+        def on_schedule(scheduler: Any) -> None:
+            raise Stop
+
+        self.tune(None, on_schedule=on_schedule)
+        with contextlib.suppress(Stop):
+            self.run([""], self.recited(self.blank), num_steps=num_steps)
+        return self.clock.levels(self.listener)
+
+    def recited(self, cond: Cond) -> Reciter:
+        """The answers of `encode_prompt` for `cond`, from memory."""
+        return Reciter(answers_for(cond, self.plan))
+
+    def predict(self, x: Tensor, t: Tensor, cond: Cond) -> Tensor:
+        """The guided native output (B, *S) at level t, with the graph of the denoiser."""
+        heard: list[Tensor] = []
+
+        def on_step(output: Tensor, timestep: Tensor, sample: Tensor) -> Tensor:
+            heard.append(output)
+            raise Stop
+
+        t = t.to("cpu", torch.float64)
+        timesteps = self.clock.timestep(t).reshape(1).to(self.device)
+        sigmas = torch.stack([t, torch.zeros_like(t)]).to(torch.float32)
+        self.tune((timesteps, sigmas), on_step=on_step)
+        with contextlib.suppress(Stop):
+            self.run([""] * cond.size, self.recited(cond), x=x)
+        (output,) = heard
+        return self.clock.sign * output.to(x.dtype)
+
+    def decode_raw(self, x0: Tensor) -> Tensor:
+        """What the pipeline makes of clean latents, in its own layout."""
+        index = torch.zeros(len(x0), dtype=torch.long)
+        self.tune(no_steps())
+        blank = self.recited(self.blank.select(index))
+        return self.run([""] * len(x0), blank, x=x0, output_type="pt")[0]
+
+    def decode(self, x0: Tensor) -> Tensor:
+        """Media (B, ...) float32; raises HealthError when a value is not finite."""
+        media = self.decode_raw(x0).float()
+        if not torch.isfinite(media).all():
+            raise HealthError(
+                "NON-FINITE",
+                type(self.pipe).__name__,
+                "the decoder answered with values that are not finite",
+                "decode in float32, or lower the learning rate",
+            )
+        if self.modality == "audio" and media.ndim == 2:
+            return media.unsqueeze(1)
+        return media
+
+    def denoisers(self) -> Sequence[torch.nn.Module]:
+        """The denoiser, or both experts."""
+        components = self.pipe.components
+        found = [components[name] for name in DENOISERS if components.get(name) is not None]
+        return [module for module in found if isinstance(module, torch.nn.Module)]
+
+
+def device_of(module: torch.nn.Module) -> torch.device:
+    """Device of the first parameter."""
+    return next(module.parameters()).device
+
+
+def make_generator(
+    pipe: DiffusionPipeline, config: ModelConfig, *, guidance_scale: float | None = None
+) -> TracedGenerator:
+    """A generator of `pipe`, called as `config` says; `guidance_scale` overrides the config's."""
+    scale = config.guidance_scale if guidance_scale is None else guidance_scale
+    parameters = inspect.signature(type(pipe).__call__).parameters
+    arguments: dict[str, Any] = {"guidance_scale": scale} | dict(config.call)
+    if config.name == "shapes":
+        arguments.setdefault("max_sequence_length", 0)  # else 256 zero tokens join the text
+    if config.resolution is not None:
+        arguments |= {"height": config.resolution, "width": config.resolution}
+    if config.num_frames is not None and "num_frames" in parameters:
+        arguments["num_frames"] = config.num_frames
+    return TracedGenerator(
+        pipe, arguments=arguments, batch_arguments={}, pack=lambda x: x, rate=None
+    )

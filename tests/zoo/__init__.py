@@ -1,0 +1,1 @@
+"""Tiny random pipelines of real diffusers classes, built without any download."""
