@@ -8,7 +8,10 @@ from pydantic import BaseModel, ConfigDict, Field
 
 
 class Section(BaseModel):
-    """A mapping in the file: unknown keys are errors, values immutable, numbers finite."""
+    """A mapping in the file: unknown keys are errors, values immutable, numbers finite.
+
+    Numbers are lax: `1e-5`, `10`, `10.0` and `"10"` are all accepted where they are exact.
+    """
 
     model_config = ConfigDict(
         extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False

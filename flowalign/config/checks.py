@@ -1,0 +1,199 @@
+"""Values that are possible one by one and impossible together.
+
+Each rule is one function that yields the problems it sees; none needs the model, so all of them
+answer before torch is imported.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+
+from flowalign.config.problems import Problem
+from flowalign.config.sampling import FirstKNoise, HiCoGenNoise, SamplerConfig, WindowNoise
+from flowalign.config.schema import RunConfig
+from flowalign.config.yaml12 import KeyPath
+
+CONFLICT = "CFG-CONFLICT"
+UNIT_INTERVAL_SAMPLERS = ("ddim", "cps")  # their noise level is a share of what the step can hold
+PIPELINE_ARGUMENTS = {  # arguments of a pipeline's call that have a key of their own, or none
+    "prompt": "prompts.train",
+    "num_inference_steps": "sampler.num_steps",
+    "guidance_scale": "model.guidance_scale",
+    "height": "model.resolution",
+    "width": "model.resolution",
+    "num_frames": "model.num_frames",
+    "generator": "seed",
+}
+OWN_ARGUMENTS = (
+    "latents",
+    "output_type",
+    "return_dict",
+    "callback_on_step_end",
+    "sigmas",
+    "timesteps",
+)
+
+
+def problems(config: RunConfig) -> list[Problem]:
+    """Every conflict between the values of a run."""
+    return [problem for rule in RULES for problem in rule(config)]
+
+
+def _conflict(path: KeyPath, what: str, fix: str) -> Problem:
+    return Problem(path=path, code=CONFLICT, what=what, fix=fix)
+
+
+def _output(config: RunConfig) -> Iterator[Problem]:
+    if not config.output.strip() or not config.output.isprintable():
+        what = "must be the path of a directory, without control characters"
+        yield _conflict(("output",), what, "write for example `output: runs/first`")
+
+
+def _groups(config: RunConfig) -> Iterator[Problem]:
+    group, batch = config.rollout.group_size, config.rollout.batch_size
+    if group < 2:
+        what = (
+            f"needs >= 2 with {config.algorithm.name}, got {group}: the advantage would always be 0"
+        )
+        yield _conflict(("rollout", "group_size"), what, "8 to 24 samples of a prompt are usual")
+    elif batch % group:
+        what = f"{batch} is not a multiple of group_size {group}: groups stay together in a call"
+        below, above = batch - batch % group, batch - batch % group + group
+        near = f"{below} or {above}" if below else str(above)
+        yield _conflict(("rollout", "batch_size"), what, f"the nearest are {near}")
+
+
+def _updates(config: RunConfig) -> Iterator[Problem]:
+    updates = config.algorithm.updates_per_rollout
+    samples = config.rollout.num_prompts * config.rollout.group_size
+    if updates > samples:
+        what = f"{updates} updates from a rollout of {samples} samples"
+        yield _conflict(("algorithm", "updates_per_rollout"), what, f"at most {samples}")
+    total = config.train.steps * updates
+    if config.train.warmup_steps > total:
+        what = f"warm-up of {config.train.warmup_steps} updates in a run of {total}"
+        yield _conflict(("train", "warmup_steps"), what, f"at most {total}, or more train.steps")
+
+
+def _schedule(config: RunConfig) -> Iterator[Problem]:
+    noise, steps, path = config.sampler.noise, config.sampler.num_steps, ("sampler", "noise")
+    if isinstance(noise, WindowNoise):
+        if noise.size > steps:
+            what = f"window larger than steps: {noise.size} > sampler.num_steps {steps}"
+            yield _conflict((*path, "size"), what, f"at most {steps}")
+        elif noise.start + noise.size > steps:
+            what = f"window {noise.start}..{noise.start + noise.size - 1} passes the last step {steps - 1}"
+            yield _conflict((*path, "start"), what, f"at most {steps - noise.size}")
+    if isinstance(noise, FirstKNoise) and noise.k > steps:
+        what = f"noise in the first {noise.k} steps of {steps}"
+        yield _conflict((*path, "k"), what, f"at most sampler.num_steps {steps}")
+    if isinstance(noise, HiCoGenNoise) and noise.eta_min > noise.eta_max:
+        what = f"eta_min {noise.eta_min} > eta_max {noise.eta_max}: schedule hicogen decays, it never rises"
+        yield _conflict((*path, "eta_min"), what, f"at most eta_max {noise.eta_max}")
+
+
+def _noise_level(config: RunConfig) -> Iterator[Problem]:
+    sampler = config.sampler
+    if sampler.name in UNIT_INTERVAL_SAMPLERS and sampler.noise_level > 1:
+        what = f"must be <= 1 for sampler {sampler.name}, got {sampler.noise_level}"
+        yield _conflict(("sampler", "noise_level"), what, "1 is the most noise a step can hold")
+    if config.algorithm.name != "grpo":
+        return
+    reason = "no exploration: the log-prob of a deterministic step is undefined"
+    if sampler.name == "ode":
+        what = f"sampler ode with grpo: {reason}"
+        yield _conflict(
+            ("sampler", "name"), what, "use ddim, flow_sde, cps or dance, or algorithm nft"
+        )
+    elif sampler.noise_level == 0:
+        what = f"0 with grpo: {reason}"
+        yield _conflict(("sampler", "noise_level"), what, "0.3 to 1 is usual")
+    elif not _has_stochastic_step(sampler):
+        what = "the last step of a sampler is deterministic, and no other step has noise: " + reason
+        yield _conflict(("sampler", "num_steps"), what, "take more steps, or noise in earlier ones")
+
+
+def _has_stochastic_step(sampler: SamplerConfig) -> bool:
+    noise, last = sampler.noise, sampler.num_steps - 1
+    if isinstance(noise, WindowNoise) and noise.move == "fixed":
+        return noise.start < last
+    return last > 0
+
+
+def _rewards(config: RunConfig) -> Iterator[Problem]:
+    if all(entry.weight == 0 for entry in config.rewards):
+        what = "all weights are 0: no signal to learn from"
+        yield _conflict(
+            ("rewards",), what, "give one reward a weight, or move it to held_out_rewards"
+        )
+    places = [
+        ((section, index), entry.label or entry.name)
+        for section, entries in (
+            ("rewards", config.rewards),
+            ("held_out_rewards", config.held_out_rewards),
+        )
+        for index, entry in enumerate(entries)
+    ]
+    counts, seen = Counter(name for _, name in places), set[str]()
+    for path, name in places:
+        if counts[name] > 1 and name in seen:
+            what = f"duplicate name `{name}`: {counts[name]} rewards have it"
+            yield _conflict(path, what, "give one of them a `label` of its own")
+        seen.add(name)
+
+
+def _hierarchy(config: RunConfig) -> Iterator[Problem]:
+    for section, entries in (
+        ("rewards", config.rewards),
+        ("held_out_rewards", config.held_out_rewards),
+    ):
+        for index, entry in enumerate(entries):
+            if entry.name == "shapes" and entry.mode == "hierarchical":
+                weights = (entry.global_weight, entry.subject_weight, entry.relation_weight)
+                if not any(weights):
+                    what = "all three level weights are 0: no signal"
+                    yield _conflict((section, index, "mode"), what, "give one level a weight")
+
+
+def _call(config: RunConfig) -> Iterator[Problem]:
+    for name in config.model.call:
+        if name in PIPELINE_ARGUMENTS:
+            what = f"`{name}` has a key of its own"
+            yield _conflict(
+                ("model", "call", name), what, f"set `{PIPELINE_ARGUMENTS[name]}` instead"
+            )
+        elif name in OWN_ARGUMENTS:
+            what = f"`{name}` is given by flowalign at every call"
+            yield _conflict(("model", "call", name), what, "remove it")
+
+
+def _precision(config: RunConfig) -> Iterator[Problem]:
+    if config.lora is None and config.model.dtype != "fp32":
+        what = f"all weights are trained (`lora: null`) and trained weights are fp32, got {config.model.dtype}"
+        fix = "write fp32 and `train.mixed_precision: bf16`, or train a LoRA"
+        yield _conflict(("model", "dtype"), what, fix)
+
+
+def _categories(config: RunConfig) -> Iterator[Problem]:
+    from flowalign.worlds.shapes.scene import CATEGORIES
+
+    for index, name in enumerate(config.prompts.categories):
+        if name not in CATEGORIES:
+            what = f"unknown category '{name}'"
+            path = ("prompts", "categories", index)
+            yield _conflict(path, what, f"allowed: {', '.join(CATEGORIES)}")
+
+
+RULES: tuple[Callable[[RunConfig], Iterator[Problem]], ...] = (
+    _output,
+    _groups,
+    _updates,
+    _schedule,
+    _noise_level,
+    _rewards,
+    _hierarchy,
+    _call,
+    _precision,
+    _categories,
+)

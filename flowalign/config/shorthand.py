@@ -1,0 +1,37 @@
+"""Short forms of a config, written out: `algorithm: grpo` for `algorithm: {name: grpo}`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+_NAMED = ("model", "algorithm", "sampler")  # a string is the section's `name`
+_LISTS = ("rewards", "held_out_rewards")
+
+
+def write_out(data: Mapping[str, Any]) -> dict[str, Any]:
+    """`data` with every short form replaced by the mapping it stands for; nothing else changes."""
+    result = dict(data)
+    for section in _NAMED:
+        if isinstance(result.get(section), str):
+            result[section] = {"name": result[section]}
+    for name in _LISTS:
+        if name in result:
+            result[name] = _rewards(result[name])
+    sampler = result.get("sampler")
+    if isinstance(sampler, Mapping) and isinstance(sampler.get("noise"), str):
+        result["sampler"] = {**sampler, "noise": {"schedule": sampler["noise"]}}
+    return result
+
+
+def reward(value: Any) -> Any:
+    """`clip` as `{name: clip}`, `my.py:Sharpness` as `{name: code, target: ...}`."""
+    if not isinstance(value, str):
+        return value
+    return {"name": "code", "target": value} if ":" in value else {"name": value}
+
+
+def _rewards(value: Any) -> Any:
+    if isinstance(value, str):
+        return [reward(value)]
+    return [reward(entry) for entry in value] if isinstance(value, list | tuple) else value
