@@ -99,11 +99,30 @@ class Policy(Protocol):
 class Reward(Protocol):
     """A score of single samples. Missing is a mask, never a number."""
 
-    name: str
-    modality: Modality
-    differentiable: bool
-    group_only: bool  # only comparable within one prompt's group
-    score_range: tuple[float, float]  # may hold +-inf; higher is better
+    @property
+    def name(self) -> str:
+        """Short name, as in configs."""
+        ...
+
+    @property
+    def modality(self) -> Modality:
+        """What it scores."""
+        ...
+
+    @property
+    def differentiable(self) -> bool:
+        """Whether values carry the gradient of the media."""
+        ...
+
+    @property
+    def group_only(self) -> bool:
+        """Whether scores are comparable within one prompt's group only."""
+        ...
+
+    @property
+    def score_range(self) -> tuple[float, float]:
+        """(lowest, highest), may hold +-inf; higher is better."""
+        ...
 
     def __call__(self, samples: Sequence[Sample]) -> tuple[Tensor, Tensor]:
         """(values (N,) float32, valid (N,) bool)."""
@@ -112,6 +131,35 @@ class Reward(Protocol):
 
 class Algorithm(Protocol):
     """An objective: how rewards become credit, batches and a loss."""
+
+    @property
+    def needs_log_prob(self) -> bool:
+        """Whether `Trajectory.log_prob` is used."""
+        ...
+
+    @property
+    def needs_mean(self) -> bool:
+        """Whether `Trajectory.mean` must be kept."""
+        ...
+
+    @property
+    def needs_old(self) -> bool:
+        """Whether `Policy.old` is entered; else no old weights need to be kept."""
+        ...
+
+    @property
+    def needs_stochastic(self) -> bool:
+        """Whether the rollout must have stochastic steps."""
+        ...
+
+    @property
+    def num_updates(self) -> int:
+        """Optimizer steps from one rollout: the number of sequences that `batches` yields."""
+        ...
+
+    def old_decay(self, step: int) -> float:
+        """Share of itself the old policy keeps after training step `step` (1, 2, ...)."""
+        ...
 
     def credit(
         self,
@@ -124,12 +172,20 @@ class Algorithm(Protocol):
         ...
 
     def batches(
-        self, rollout: Rollout, credit: Tensor, generator: torch.Generator
+        self,
+        rollout: Rollout,
+        credit: Tensor,
+        generator: torch.Generator,
+        *,
+        batch_size: int,
+        total: int,
     ) -> Iterator[Sequence[Any]]:
         """Yields one sequence of micro-batches per optimizer step.
 
-        Every batch carries `weight`: its share of the step's terms on all ranks, so that the
-        weighted sum of losses over micro-batches and ranks is the step's mean.
+        `generator` has the same state on all ranks, `batch_size` is the number of samples of a
+        micro-batch, `total` the number of samples on all ranks. Every batch carries `weight`: its
+        share of the step's terms on all ranks, so that the weighted sum of losses over
+        micro-batches and ranks is the step's mean.
         """
         ...
 

@@ -1,0 +1,69 @@
+"""How a rollout is cut into updates and micro-batches, the same way on any number of ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from flowalign.errors import ConfigError
+
+
+def split_groups(group: Tensor, num_updates: int, generator: torch.Generator) -> list[Tensor]:
+    """Local rows (B,) of each update: disjoint, together all, an equal share of every group.
+
+    One permutation of the places within a group is drawn for all groups (the members of a group
+    are exchangeable), so ranks with different groups agree without knowing each other.
+
+    Raises:
+        ConfigError: a group has fewer samples than there are updates.
+    """
+    place = places_in_group(group)
+    size = int(place.max()) + 1
+    assert bool((torch.bincount(place) == len(group) // size).all()), "groups differ in size"
+    if size < num_updates:
+        raise ConfigError(
+            "CFG-UPDATES",
+            "algorithm.updates_per_rollout",
+            f"{num_updates} updates cannot share groups of {size} samples",
+            f"set it to at most {size}, or raise rollout.group_size",
+        )
+    order = torch.randperm(size, generator=generator)
+    update = order * num_updates // size
+    return [torch.nonzero(update[place] == k).flatten() for k in range(num_updates)]
+
+
+def places_in_group(group: Tensor) -> Tensor:
+    """(B,) int64: how many earlier samples are of the same group."""
+    seen: dict[int, int] = {}
+    places = []
+    for key in group.tolist():
+        places.append(seen.get(key, 0))
+        seen[key] = places[-1] + 1
+    return torch.tensor(places)
+
+
+def draw_share(steps: list[int], fraction: float, generator: torch.Generator) -> list[int]:
+    """round(fraction * n) of the n steps, at least one, in their order; all without a draw."""
+    count = max(1, round(fraction * len(steps)))
+    if count == len(steps):
+        return steps
+    chosen = torch.randperm(len(steps), generator=generator)[:count]
+    return [steps[i] for i in sorted(chosen.tolist())]
+
+
+def micro_batches(rows: Tensor, steps: list[int], batch_size: int) -> Iterator[tuple[int, Tensor]]:
+    """(step, rows) of each micro-batch: at most `batch_size` samples, all at one step."""
+    for step in steps:
+        for part in rows.split(batch_size):
+            yield step, part
+
+
+def share(rows: Tensor, num_rows: int, group: Tensor, total: int, num_steps: int) -> float:
+    """A micro-batch's part of all (sample, step) terms of an update on all ranks.
+
+    `num_rows` of the local samples `group` (B,) belong to the update; every rank's update takes
+    the same part of its samples, so the update has total * num_rows / B samples on all ranks.
+    """
+    return len(rows) * len(group) / (total * num_rows * num_steps)
