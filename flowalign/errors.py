@@ -101,7 +101,7 @@ class HealthError(FlowalignError):
     exit_code = 9
 
 
-class StopRequested(Exception):
+class StopRequested(Exception):  # noqa: N818 - a request, not a fault
     """A signal asked the run to save and stop; carries the exit code (130 or 143)."""
 
     def __init__(self, exit_code: int) -> None:

@@ -83,13 +83,14 @@ def _schedule(config: RunConfig) -> Iterator[Problem]:
             what = f"window larger than steps: {noise.size} > sampler.num_steps {steps}"
             yield _conflict((*path, "size"), what, f"at most {steps}")
         elif noise.start + noise.size > steps:
-            what = f"window {noise.start}..{noise.start + noise.size - 1} passes the last step {steps - 1}"
+            last = noise.start + noise.size - 1
+            what = f"window {noise.start}..{last} passes the last step {steps - 1}"
             yield _conflict((*path, "start"), what, f"at most {steps - noise.size}")
     if isinstance(noise, FirstKNoise) and noise.k > steps:
         what = f"noise in the first {noise.k} steps of {steps}"
         yield _conflict((*path, "k"), what, f"at most sampler.num_steps {steps}")
     if isinstance(noise, HiCoGenNoise) and noise.eta_min > noise.eta_max:
-        what = f"eta_min {noise.eta_min} > eta_max {noise.eta_max}: schedule hicogen decays, it never rises"
+        what = f"eta_min {noise.eta_min} > eta_max {noise.eta_max}: the rule of hicogen is to decay"
         yield _conflict((*path, "eta_min"), what, f"at most eta_max {noise.eta_max}")
 
 
@@ -170,7 +171,8 @@ def _call(config: RunConfig) -> Iterator[Problem]:
 
 def _precision(config: RunConfig) -> Iterator[Problem]:
     if config.lora is None and config.model.dtype != "fp32":
-        what = f"all weights are trained (`lora: null`) and trained weights are fp32, got {config.model.dtype}"
+        dtype = config.model.dtype
+        what = f"{dtype}, but all weights are trained (`lora: null`) and those are fp32"
         fix = "write fp32 and `train.mixed_precision: bf16`, or train a LoRA"
         yield _conflict(("model", "dtype"), what, fix)
 

@@ -110,13 +110,10 @@ def _raw_path(location: Sequence[str | int], data: object, kind: str) -> KeyPath
     """pydantic's location without the names of union members, which are not in the file."""
     path: list[str | int] = []
     for part in location:
-        if isinstance(data, Mapping) and part in data:
-            data = data[part]
-        elif isinstance(data, list | tuple) and isinstance(part, int):
-            data = data[part]
-        else:
-            continue
-        path.append(part)
+        in_mapping = isinstance(data, Mapping) and part in data
+        if in_mapping or (isinstance(data, list | tuple) and isinstance(part, int)):
+            data = data[part]  # type: ignore[index]
+            path.append(part)
     return (*path, location[-1]) if kind == "missing" else tuple(path)
 
 

@@ -71,12 +71,12 @@ def code_refusals(data: Mapping[str, Any], allow_code: Sequence[str]) -> Iterato
 
 def _refused_target(path: KeyPath, target: str, allowed: set[Path]) -> Iterator[Problem]:
     file, separator, name = target.rpartition(":")
-    what = None
+    what, fix = "", ""
     if not separator or not file.endswith(".py") or not name.isidentifier() or "://" in target:
         what = f"{show(target)} is no local file: only `file.py:Name` can be code"
         fix = "write your code into a file and name it with --allow-code on the command line"
     elif Path(file).resolve() not in allowed:
         what = f"{show(target)} would run code that the command line did not allow"
         fix = f"add --allow-code {file} if you trust that file"
-    if what is not None:
+    if what:
         yield Problem(path=path, code="SEC-CODE", what=what, fix=fix, refused=True)

@@ -67,7 +67,7 @@ class CodeReward(RewardBase):
     name: Literal["code"]
     target: str
     """`file.py:Name`; needs `--allow-code file.py`."""
-    args: dict[str, bool | int | float | str] = {}
+    args: dict[str, bool | int | float | str] = Field(default_factory=dict)
     """Keyword arguments of the constructor or factory."""
 
 

@@ -32,7 +32,7 @@ class ModelConfig(Section):
     """Height and width in pixels; the pipeline's default when absent."""
     num_frames: Annotated[int, Field(ge=1)] | None = None
     """Frames of a video; the pipeline's default when absent."""
-    call: dict[str, Scalar] = {}
+    call: dict[str, Scalar] = Field(default_factory=dict)
     """Further keyword arguments of the pipeline's call, for example `max_sequence_length: 0`."""
     attention: str = "auto"
     """`auto`, `sdpa`, or a backend of diffusers' dispatcher."""

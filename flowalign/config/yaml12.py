@@ -29,9 +29,7 @@ _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
 _INFINITY = re.compile(r"[-+]?\.(inf|Inf|INF)")
 _NAN = frozenset({".nan", ".NaN", ".NAN"})
 _TAG_PREFIX = "tag:yaml.org,2002:"
-_TAGS = frozenset(
-    {"null", "bool", "int", "float", "str", "seq", "map", "timestamp", "merge", "value"}
-)
+_CORE_TAGS = frozenset({"null", "bool", "int", "float", "str", "seq", "map"})
 _MAX_DEPTH = 20
 
 
@@ -43,7 +41,7 @@ class Document:
     lines: dict[KeyPath, int]  # 1-based line of each key and each item of a list
 
 
-def plain_scalar(text: str) -> None | bool | int | float | str:
+def plain_scalar(text: str) -> bool | int | float | str | None:
     """The value of an unquoted scalar by the core schema of YAML 1.2 (section 10.3.2)."""
     if text in _NULLS:
         return None
@@ -85,7 +83,7 @@ def parse(text: str, *, source: str, expand: Callable[[str, str], str] | None = 
         raise ConfigError(
             "CFG-EMPTY", source, what, "start from a file of `flowalign list configs`"
         )
-    builder = _Builder(source=source, expand=expand, lines={})
+    builder = _Builder(source=source, text=text, expand=expand, lines={})
     value = builder.build(root, ())
     if not isinstance(value, dict):
         what = f"expected mapping of keys at the top, got {_kind(root)}"
@@ -107,6 +105,7 @@ def dump(value: object) -> str:
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Builder:
     source: str
+    text: str
     expand: Callable[[str, str], str] | None
     lines: dict[KeyPath, int]
 
@@ -156,10 +155,7 @@ class _Builder:
             raise ConfigError("CFG-TYPE", f"{self._line(node)}: {dotted(path)}", what, fix)
         if self.expand is not None:
             text = self.expand(text, f"{self._line(node)}: {dotted(path)}")
-        is_text = (
-            node.style is not None or node.ctag is not None and str(node.ctag).endswith(":str")
-        )
-        return text if is_text else plain_scalar(text)
+        return plain_scalar(text) if node.style is None else text
 
     def _line(self, node: Node) -> str:
         return f"{self.source}:{node.start_mark.line + 1}"
@@ -168,11 +164,11 @@ class _Builder:
         if node.anchor is not None:
             what = f"anchor or alias `{node.anchor}`: nothing in a config is inherited"
             raise ConfigError("CFG-SYNTAX", self.where(node), what, "write the value out")
-        name = str(node.tag).removeprefix(_TAG_PREFIX)
-        quoted = isinstance(node, ScalarNode) and node.style is not None
-        if name not in _TAGS or (quoted and name != "str"):
-            what = f"tag `{name}`: a config cannot make objects or run code"
-            raise SecurityError("SEC-YAML-TAG", self.where(node), what, "remove the tag")
+        if self.text[node.start_mark.index : node.start_mark.index + 1] == "!":
+            name = str(node.tag).removeprefix(_TAG_PREFIX)
+            kind = ConfigError if name in _CORE_TAGS else SecurityError
+            what = f"tag `{name}`: a config cannot name types, make objects or run code"
+            raise kind("SEC-YAML-TAG", self.where(node), what, "remove the tag")
         if len(path) > _MAX_DEPTH:
             what = f"lists or mappings nested deeper than {_MAX_DEPTH}"
             raise ConfigError("CFG-SYNTAX", self.where(node), what, "write a flat file")
