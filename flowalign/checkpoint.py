@@ -96,13 +96,13 @@ def save(
     folder = run_dir / "checkpoints"
     bad = _non_finite(tensors)
     target = folder / f"{'bad' if bad else 'step'}-{step:06d}"
-    if not bad and _is_complete(target, run_id):
+    if not bad and _is_complete(target, run_id, contents=True):
         return target
     staged = folder / f"{disk.TEMPORARY_PREFIX}step-{step:06d}-{os.getpid()}"
     needed = sum(t.nbytes for part in tensors.values() for t in part.values()) + 1_000_000
     try:
         disk.require_free(folder, needed, f"the checkpoint of step {step}")
-        folder.mkdir(exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
         _write(staged, tensors, meta, run_id=run_id, step=step, world_size=world_size)
         _publish(staged, target)
     except (OSError, SafetensorError) as error:
@@ -235,7 +235,7 @@ def _write(
         files=files,
         seal="",
     ).sealed()
-    disk.write_new(staged / "manifest.json", manifest.model_dump_json(indent=1).encode())
+    disk.write_new(staged / "manifest.json", manifest.text())
     disk.sync_directory(staged)
 
 
@@ -251,7 +251,9 @@ def _publish(staged: Path, target: Path) -> None:
 
 def _prune(folder: Path, *, keep: Path, keep_last: int, run_id: str) -> None:
     """Remove complete checkpoints older than the newest `keep_last`; `keep` was verified."""
-    good = [keep] + [p for p in _candidates(folder) if p < keep and _is_complete(p, run_id)]
+    found = _candidates(folder)
+    older = found[found.index(keep) + 1 :]
+    good = [keep, *(path for path in older if _is_complete(path, run_id, contents=False))]
     for path in good[keep_last:]:
         # Renamed first: a kill while files are deleted leaves no half checkpoint behind.
         doomed = path.with_name(f"{disk.TEMPORARY_PREFIX}{path.name}-{os.getpid()}-old")
@@ -274,7 +276,7 @@ def _candidates(folder: Path) -> list[Path]:
     return [path for _, path in sorted(found, reverse=True)]
 
 
-def _is_complete(path: Path, run_id: str, *, contents: bool = False) -> bool:
+def _is_complete(path: Path, run_id: str, *, contents: bool) -> bool:
     try:
         verify(path, run_id=run_id, contents=contents)
     except CheckpointError:

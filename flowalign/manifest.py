@@ -27,7 +27,7 @@ class FileEntry(BaseModel):
 
 
 class Manifest(BaseModel):
-    """What manifest.json says; `seal` is the SHA-256 of the canonical JSON of all other fields."""
+    """What manifest.json says; `seal` is the SHA-256 of the canonical JSON of the other fields."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
     format: int
@@ -40,8 +40,13 @@ class Manifest(BaseModel):
     seal: str
 
     def sealed(self) -> Manifest:
-        body = json.dumps(self.model_dump(exclude={"seal"}), sort_keys=True)
-        return self.model_copy(update={"seal": hashlib.sha256(body.encode()).hexdigest()})
+        """The same with its own seal."""
+        digest = hashlib.sha256(_canonical(self.model_dump(exclude={"seal"}))).hexdigest()
+        return self.model_copy(update={"seal": digest})
+
+    def text(self) -> bytes:
+        """The only bytes a manifest.json with these values may have."""
+        return _canonical(self.model_dump())
 
 
 def verify(path: Path, *, run_id: str | None = None, contents: bool = True) -> Manifest:
@@ -88,7 +93,7 @@ def _read_manifest(path: Path) -> Manifest:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"])
         refuse("CKPT-MANIFEST", str(path), f"{place}: {first['msg']}")
-    if manifest.sealed() != manifest:
+    if manifest.sealed().text() != data:
         refuse("CKPT-MANIFEST", str(path), "was changed after it was written (seal mismatch)")
     if not (
         manifest.files.keys() >= {"state.json"} and all(map(FILE_NAME.fullmatch, manifest.files))
@@ -110,6 +115,10 @@ def _verify_file(path: Path, entry: FileEntry, *, contents: bool) -> None:
 def sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _canonical(value: object) -> bytes:
+    return json.dumps(value, indent=1, sort_keys=True).encode()
 
 
 def refuse(

@@ -1,0 +1,356 @@
+"""An unusable output directory is told before anything is loaded, and nothing is left in it."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ruamel.yaml import YAML
+
+from flowalign import disk, run_directory
+from flowalign.config.schema import RunConfig
+from flowalign.errors import CheckpointError, FlowalignError, FlowalignWarning, ResourceError
+from flowalign.run_directory import RunDirectory, config_changes, open_run
+
+CONFIG = "seed: 0\ntrain:\n  steps: 4\n  learning_rate: 1e-3\n"
+
+
+def tree(root: Path) -> set[str]:
+    return {str(path.relative_to(root)) for path in root.rglob("*")}
+
+
+def started(root: Path, config: str = CONFIG) -> RunDirectory:
+    run = open_run(root, config)
+    run.start()
+    return run
+
+
+def interrupted(root: Path, config: str = CONFIG) -> str:
+    """Make the directory of a run that has stopped; returns its id."""
+    run = started(root, config)
+    run.close()
+    return run.run_id
+
+
+def test_a_fresh_run_is_described_in_files(tmp_path: Path) -> None:
+    run = open_run(tmp_path / "a" / "run", CONFIG, world_size=2)
+    assert tree(tmp_path) == {"a", "a/run", "a/run/run.lock"}
+    run.start()
+    record = json.loads((run.root / "run.json").read_bytes())
+    assert record["run_id"] == run.run_id
+    assert record["world_size"] == 2 and record["resumed"] == []
+    assert record["libraries"]["torch"] and record["threads"] == 1
+    assert (run.root / "config.yaml").read_text() == CONFIG
+    run.status("stopped", 3, exit_code=143, reason="SIGTERM")
+    assert json.loads((run.root / "status.json").read_bytes()) == {
+        "state": "stopped",
+        "step": 3,
+        "exit_code": 143,
+        "reason": "SIGTERM",
+    }
+    run.close()
+
+
+def test_a_start_that_fails_before_training_leaves_no_trace(tmp_path: Path) -> None:
+    open_run(tmp_path / "a" / "run", CONFIG).close()
+    assert tree(tmp_path) == set()
+    # Control: once it has begun, closing keeps everything.
+    started(tmp_path / "a" / "run").close()
+    assert "a/run/run.json" in tree(tmp_path)
+
+
+def unusable(tmp_path: Path) -> dict[str, str]:
+    """Output directories nobody can use; none of them depends on permissions (tests run as root)."""
+    file = tmp_path / "file"
+    file.write_text("x")
+    return {
+        "under a file": str(file / "run"),
+        "a file": str(file),
+        "proc": "/proc/x",
+        "proc, deeper": "/proc/x/y",
+        "long": str(tmp_path / "new" / ("n" * 300)),
+        "device": "/dev/null/run",
+        "nul": "a\0b",
+        "empty": "",
+    }
+
+
+@pytest.mark.parametrize(
+    "kind", ["under a file", "a file", "proc", "proc, deeper", "long", "device", "nul", "empty"]
+)
+def test_unusable_directories_exit_7_and_nothing_is_made(tmp_path: Path, kind: str) -> None:
+    output = unusable(tmp_path)[kind]
+    before = tree(tmp_path)
+    with pytest.raises(ResourceError) as caught:
+        open_run(output, CONFIG)
+    assert caught.value.exit_code == 7
+    assert "\n" not in caught.value.line() and "\0" not in caught.value.line()
+    assert tree(tmp_path) == before
+
+
+def test_unusable_directory_is_told_within_two_seconds_without_torch(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    script = (
+        "import sys\n"
+        "from flowalign.run_directory import open_run\n"
+        "from flowalign.errors import FlowalignError\n"
+        "try:\n"
+        "    open_run('file/run', 'seed: 0')\n"
+        "except FlowalignError as error:\n"
+        "    sys.exit(error.exit_code if 'torch' not in sys.modules else 99)\n"
+    )
+    before = time.monotonic()
+    assert subprocess.run([sys.executable, "-c", script], cwd=tmp_path).returncode == 7
+    assert time.monotonic() - before < 2
+
+
+def in_own_mounts(tmp_path: Path, options: str, script: str) -> subprocess.CompletedProcess[str]:
+    """Run `script` where `tmp_path/mnt` is a tmpfs of its own; skips where that is not allowed."""
+    (tmp_path / "mnt").mkdir()
+    shell = f'mount -t tmpfs -o {options} tmpfs mnt && exec "$0" -c "$1"'
+    try:
+        done = subprocess.run(
+            ["unshare", "-m", "sh", "-c", shell, sys.executable, script],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+        )
+    except FileNotFoundError:
+        pytest.skip("no unshare here")
+    if "unshare:" in done.stderr or "mount:" in done.stderr:
+        pytest.skip("mounting is not allowed here")
+    return done
+
+
+OPEN_IN_MNT = (
+    "import sys\n"
+    "from flowalign.run_directory import open_run\n"
+    "from flowalign.errors import FlowalignError\n"
+    "try:\n"
+    "    open_run('mnt/run', 'seed: 0')\n"
+    "except FlowalignError as error:\n"
+    "    print(error.line())\n"
+    "    sys.exit(error.exit_code)\n"
+)
+
+
+def test_read_only_mount(tmp_path: Path) -> None:
+    done = in_own_mounts(tmp_path, "ro", OPEN_IN_MNT)
+    assert done.returncode == 7 and "Read-only file system" in done.stdout
+
+
+def test_a_full_disk_is_told_at_the_start(tmp_path: Path) -> None:
+    done = in_own_mounts(tmp_path, "size=1m", OPEN_IN_MNT)
+    assert done.returncode == 7
+    assert "needs 64.0 MB, 1.0 MB are free" in done.stdout
+
+
+def test_free_space_is_compared_with_what_is_needed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(disk, "free_bytes", lambda path: 1_000_000)
+    with pytest.raises(ResourceError, match=r"needs 64\.0 MB, 1\.0 MB are free"):
+        open_run(tmp_path / "run", CONFIG)
+    assert tree(tmp_path) == set()
+    open_run(tmp_path / "run", CONFIG, minimum_free_bytes=1_000_000).close()
+
+
+@pytest.mark.parametrize("name", ["with space", "quo'te\"s", "new\nline", "-rf", "$(x)", "\x1b[31m"])
+def test_strange_names_work_and_are_shown_escaped(tmp_path: Path, name: str) -> None:
+    interrupted(tmp_path / name)
+    with pytest.raises(ResourceError) as caught:
+        open_run(tmp_path / name, CONFIG)
+    assert caught.value.line().isprintable()
+    open_run(tmp_path / name, CONFIG, resume=True).close()
+
+
+def test_another_run_in_the_directory_is_never_mixed_with(tmp_path: Path) -> None:
+    interrupted(tmp_path / "run")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()}
+    with pytest.raises(ResourceError, match="holds another run; continue it with --resume") as error:
+        open_run(tmp_path / "run", CONFIG)
+    assert error.value.exit_code == 7
+    assert {p.name: p.read_bytes() for p in (tmp_path / "run").iterdir()} == before
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "metrics.jsonl", "checkpoints"])
+def test_files_of_ours_without_a_run_are_not_overwritten(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("precious")
+    with pytest.raises(ResourceError, match=f"holds {name} but no run.json"):
+        open_run(tmp_path, CONFIG)
+    assert tree(tmp_path) == {name}
+
+
+def test_foreign_files_are_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "log.txt").write_text("shell output")
+    started(tmp_path).close()
+    assert (tmp_path / "log.txt").read_text() == "shell output"
+
+
+def test_nothing_to_resume(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="nothing to resume: no such directory") as error:
+        open_run(tmp_path / "none_there", CONFIG, resume=True)
+    assert error.value.exit_code == 4
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(CheckpointError, match="start without --resume"):
+        open_run(tmp_path / "empty", CONFIG, resume=True)
+    assert tree(tmp_path) == {"empty"}
+
+
+def test_resume_keeps_the_id_and_notes_who_resumed(tmp_path: Path) -> None:
+    run_id = interrupted(tmp_path)
+    run = open_run(tmp_path, CONFIG.replace("steps: 4", "steps: 8"), resume=True, world_size=1)
+    assert run.run_id == run_id and run.changed == {"train.steps": (4, 8)}
+    assert "steps: 4" in (tmp_path / "config.yaml").read_text(), "written before training began"
+    run.start(step=3)
+    run.close()
+    record = json.loads((tmp_path / "run.json").read_bytes())
+    assert [(r["step"], r["changed"]) for r in record["resumed"]] == [(3, {"train.steps": [4, 8]})]
+    assert "steps: 8" in (tmp_path / "config.yaml").read_text()
+
+
+def test_resume_needs_the_lock_too(tmp_path: Path) -> None:
+    run = started(tmp_path)
+    with pytest.raises(ResourceError, match="in use by pid"):
+        open_run(tmp_path, CONFIG, resume=True)
+    with pytest.raises(ResourceError, match="in use by pid"):
+        open_run(tmp_path, CONFIG)
+    run.close()
+    open_run(tmp_path, CONFIG, resume=True).close()
+
+
+def test_a_stale_lock_is_noted_and_does_not_block(tmp_path: Path) -> None:
+    interrupted(tmp_path)
+    (tmp_path / "run.lock").write_text('{"pid": 1, "host": "h", "started": "then"}')
+    with pytest.warns(FlowalignWarning, match="pid 1 on h, started then.*was killed"):
+        open_run(tmp_path, CONFIG, resume=True).close()
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"run_id": 5}', "null"])
+def test_a_damaged_run_json_is_told(tmp_path: Path, content: str) -> None:
+    interrupted(tmp_path)
+    (tmp_path / "run.json").write_text(content)
+    with pytest.raises(CheckpointError, match=r"run\.json: is not the description of a run"):
+        open_run(tmp_path, CONFIG, resume=True)
+
+
+@pytest.mark.parametrize("content", [None, b"a: [", b"\xff\xfe"])
+def test_a_damaged_stored_config_is_told(tmp_path: Path, content: bytes | None) -> None:
+    interrupted(tmp_path)
+    path = tmp_path / "config.yaml"
+    path.unlink() if content is None else path.write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"config\.yaml: cannot be read"):
+        open_run(tmp_path, CONFIG, resume=True)
+
+
+def shipped_like_config() -> dict[str, Any]:
+    """Each key of the schema, resolved."""
+    config = RunConfig.model_validate(
+        {
+            "output": "run",
+            "rewards": [{"name": "shapes"}],
+            "held_out_rewards": [{"name": "shapes", "label": "strict"}],
+            "algorithm": {"name": "grpo"},
+        }
+    )
+    return json.loads(config.model_dump_json())
+
+
+def dumped(config: dict[str, Any]) -> str:
+    stream = io.StringIO()
+    YAML().dump(config, stream)
+    return stream.getvalue()
+
+
+def leaves(value: Any, key: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    if not isinstance(value, (dict, list)) or not value:
+        return [key]
+    items = value.items() if isinstance(value, dict) else enumerate(value)
+    return [leaf for name, child in items for leaf in leaves(child, (*key, name))]
+
+
+def edited(config: dict[str, Any], key: tuple[Any, ...]) -> dict[str, Any]:
+    copy = json.loads(json.dumps(config))
+    place = copy
+    for name in key[:-1]:
+        place = place[name]
+    old = place[key[-1]]
+    place[key[-1]] = old + 1 if isinstance(old, (int, float)) and old is not True else "other"
+    return copy
+
+
+def test_each_config_key_is_compared_on_resume(tmp_path: Path) -> None:
+    """Edit every key: those that cannot change the training pass, all others are refused by name."""
+    config = shipped_like_config()
+    interrupted(tmp_path, dumped(config))
+    keys = leaves(config)
+    assert len(keys) > 60
+    passed = set()
+    for key in keys:
+        text, name = dumped(edited(config, key)), ".".join(map(str, key))
+        try:
+            open_run(tmp_path, text, resume=True).close()
+            passed.add(name)
+        except CheckpointError as error:
+            assert error.exit_code == 4 and f" {name}: " in error.what
+            open_run(tmp_path, text, resume=True, override_resume=[name]).close()
+    assert {name for name in passed if not name.startswith(("evaluation.", "trackers"))} == {
+        "output",
+        "train.steps",
+        "train.save_every",
+        "train.keep_last",
+    }
+    assert {name for name in passed if name.startswith("evaluation.")} == {
+        f"evaluation.{name}" for name in config["evaluation"]
+    }
+
+
+def test_control_without_the_comparison_every_key_passes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run_directory, "config_changes", lambda stored, now: {})
+    config = shipped_like_config()
+    interrupted(tmp_path, dumped(config))
+    for key in leaves(config):
+        open_run(tmp_path, dumped(edited(config, key)), resume=True).close()
+
+
+def test_config_changes_tell_types_and_absence_apart() -> None:
+    assert config_changes("a: 1\nb: [1, 2]", "b: [1, 2]\na: 1") == {}
+    assert config_changes("a: 1e-5", "a: 0.00001") == {}
+    assert config_changes("a: true", "a: 1") == {"a": (True, 1)}
+    assert config_changes("a: {b: 1}", "a: {}") == {"a.b": (1, None), "a": (None, {})}
+    assert config_changes("a: [1, 2]", "a: [1]") == {"a.1": (2, None)}
+
+
+def test_write_file_is_whole_or_absent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "x.json"
+    disk.write_file(path, b"old")
+    pieces = iter([3, OSError(28, "No space left on device")])
+    write = os.write
+
+    def short_then_full(descriptor: int, data: bytes) -> int:
+        step = next(pieces)
+        if isinstance(step, OSError):
+            raise step
+        return write(descriptor, data[:step])
+
+    monkeypatch.setattr(os, "write", short_then_full)
+    with pytest.raises(OSError, match="No space left"):
+        disk.write_file(path, b"the new text")
+    assert path.read_bytes() == b"old" and tree(tmp_path) == {"x.json"}
+
+
+def test_every_error_here_has_a_way_out(tmp_path: Path) -> None:
+    interrupted(tmp_path)
+    for options in ({}, {"resume": True}):
+        with pytest.raises(FlowalignError) as caught:
+            open_run(tmp_path, "seed: 1", **options)
+        assert caught.value.fix
