@@ -8,7 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from project import ROOT
+
+from tests.project import ROOT
 
 HEAVY = ("torch", "transformers", "diffusers", "accelerate", "peft", "tensorboard")
 

@@ -8,9 +8,9 @@ from pathlib import Path
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
-from project import LINKS, ROOT
 
 import flowalign
+from tests.project import LINKS, ROOT
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 

@@ -6,7 +6,8 @@ import ast
 from collections.abc import Iterator
 
 import pytest
-from project import ROOT, python_files, text_files
+
+from tests.project import ROOT, python_files, text_files
 
 MAX_LINES, MAX_FUNCTION_LINES = 400, 60
 

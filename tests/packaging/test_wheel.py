@@ -11,7 +11,8 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from project import LINKS, ROOT, files
+
+from tests.project import LINKS, ROOT, files
 
 SHIPPED = ("flowalign", *LINKS, "pyproject.toml", "README.md", "LICENSE")
 
