@@ -20,13 +20,13 @@ from flowalign.errors import RewardError
 INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
-def read_answer(answer: object, *, label: str, num: int) -> tuple[Tensor, Tensor]:
+def read_answer(answer: object, *, where: str, num: int) -> tuple[Tensor, Tensor]:
     """(values (N,) float32, valid (N,) bool), detached and on the CPU.
 
     float64 is rounded to float32; integers must be exact in float32. A non-finite value is kept:
-    whether it stops the run is the failure policy's decision, not the parser's.
+    whether it stops the run is the failure policy's decision, not the parser's. `where` names the
+    reward in errors.
     """
-    where = f"reward `{label}`"
     if answer is None:
         raise _bad(where, "NONE", "returned None", num)
     values, mask = answer, None

@@ -18,6 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from torch import Tensor
 
@@ -37,7 +38,7 @@ class UserReward:
     """
 
     name: str
-    score: Callable[[Sequence[Sample]], tuple[Tensor, Tensor]]
+    score: Callable[..., Any]
     modality: Modality = "image"
     differentiable: bool = False
     group_only: bool = False
@@ -195,7 +196,7 @@ def _required(function: Callable[..., object]) -> bool:
     return False
 
 
-def _declared(made: object) -> dict[str, object]:
+def _declared(made: object) -> dict[str, Any]:
     """The reward attributes that a user's object has by itself."""
     names = ("modality", "differentiable", "group_only", "score_range")
     return {name: getattr(made, name) for name in names if hasattr(made, name)}

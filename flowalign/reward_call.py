@@ -1,0 +1,192 @@
+"""One reward on one batch: guarded, checked, and with the failure policy applied.
+
+N samples. A reward that raises is asked again for each sample alone, to learn which sample is at
+fault; the others are then scored together once more, so that they have exactly the scores that
+they would have had without the failing ones.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, NoReturn
+
+import torch
+from torch import Tensor
+
+from flowalign.answers import read_answer
+from flowalign.errors import FlowalignError, RewardError
+from flowalign.guarded_call import CallTimeoutError, Captured, call_within, global_randomness_kept
+from flowalign.protocols import Reward
+from flowalign.types import Sample
+
+_log = logging.getLogger(__name__)
+
+Failure = Literal["raise", "drop"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Entry:
+    """One reward of a suite."""
+
+    label: str  # name of the term
+    reward: Reward
+    weight: float = 1.0
+    trusted: bool = True  # False: a user's code, whose inputs are compared before and after
+
+    @property
+    def where(self) -> str:
+        """The place in errors: the label, and the user's own name where that is another."""
+        own = "" if self.reward.name == self.label or self.trusted else f" (`{self.reward.name}`)"
+        return f"reward `{self.label}`{own}"
+
+
+def score_one(
+    entry: Entry, samples: Sequence[Sample], *, failure: Failure, timeout_s: float
+) -> tuple[Tensor, Tensor, int]:
+    """(values (N,) float32, valid (N,) bool, number of samples that failed)."""
+    guarded = _Guarded(entry=entry, deadline=time.monotonic() + timeout_s, timeout_s=timeout_s)
+    good = torch.ones(len(samples), dtype=torch.bool)
+    try:
+        values, valid = guarded(samples)
+    except _RaisedError as raised:
+        good = _scorable(guarded, samples, failure, raised.error)
+        values, valid = _rest(guarded, samples, good)
+    broken = valid & ~values.isfinite()
+    if failure == "raise" and bool(broken.any()):
+        row = int(broken.nonzero()[0])
+        what = f"returned {float(values[row])} for {named(samples[row])}"
+        fix = "return a finite number or a mask; `reward_failure: drop` masks such samples"
+        raise RewardError("RWD-NONFINITE", guarded.entry.where, what, fix)
+    failed = broken | ~good
+    if bool(failed.all()):
+        what = f"all {len(samples)} samples failed: no value is finite"
+        raise RewardError("RWD-ALL-FAILED", guarded.entry.where, what, "repair the reward")
+    return values, valid & ~broken, int(failed.sum())
+
+
+class _RaisedError(Exception):
+    """The reward raised; carries what."""
+
+    def __init__(self, error: BaseException) -> None:
+        super().__init__(str(error))
+        self.error = error
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Guarded:
+    """A reward that cannot hang, flood the terminal, or change what is not its own."""
+
+    entry: Entry
+    deadline: float  # on the monotonic clock
+    timeout_s: float
+
+    def __call__(self, samples: Sequence[Sample]) -> tuple[Tensor, Tensor]:
+        """(values (N,), valid (N,)), values not yet checked to be finite."""
+        before = None if self.entry.trusted else _fingerprints(samples)
+        answer = self._answer(samples)
+        if before is not None and before != _fingerprints(samples):
+            what = "changed its input media in place"
+            fix = "work on a copy: `media.clone()`"
+            raise RewardError("RWD-CHANGED-INPUT", self.entry.where, what, fix)
+        return read_answer(answer, where=self.entry.where, num=len(samples))
+
+    def _answer(self, samples: Sequence[Sample]) -> object:
+        log = Captured()
+        seconds = max(self.deadline - time.monotonic(), 0.0)
+        try:
+            with global_randomness_kept():
+                return call_within(lambda: self.entry.reward(list(samples)), seconds, log=log)
+        except CallTimeoutError as cut:
+            what = f"did not answer for {len(samples)} samples within {self.timeout_s:g} s"
+            fix = "make it faster, or raise `reward_timeout_s`"
+            raise RewardError("RWD-TIMEOUT", self.entry.where, what, fix) from cut
+        except BaseException as error:
+            if isinstance(error, FlowalignError) and not isinstance(error, RewardError):
+                raise
+            raise _RaisedError(error) from error
+        finally:
+            if log.characters:
+                _log.info(
+                    "%s printed %d characters: %s", self.entry.where, log.characters, log.text
+                )
+
+
+def _scorable(
+    guarded: _Guarded, samples: Sequence[Sample], failure: Failure, error: BaseException
+) -> Tensor:
+    """(N,) bool: samples that the reward scores alone, after `error` for all of them together.
+
+    Under `raise` the first sample that fails alone ends in an error that names it.
+    """
+    if failure == "raise" and isinstance(error, RewardError):
+        raise error
+    if guarded.entry.reward.group_only and len(samples) > 1:
+        _raise_for_batch(guarded.entry.where, len(samples), error)
+    failures = _failures(guarded, samples, error, only_first=failure == "raise")
+    if not failures:
+        _raise_for_batch(guarded.entry.where, len(samples), error)
+    row, first = next(iter(failures.items()))
+    if failure == "raise":
+        what = f"{named(samples[row])}: {_first_line(first)}"
+        fix = "repair it, or mask failing samples with `reward_failure: drop`"
+        raise RewardError("RWD-RAISED", guarded.entry.where, what, fix) from first
+    if len(failures) == len(samples):
+        what = f"all {len(samples)} samples failed: {_first_line(first)}"
+        raise RewardError(
+            "RWD-ALL-FAILED", guarded.entry.where, what, "repair the reward"
+        ) from first
+    return torch.tensor([row not in failures for row in range(len(samples))])
+
+
+def _failures(
+    guarded: _Guarded, samples: Sequence[Sample], error: BaseException, *, only_first: bool
+) -> dict[int, BaseException]:
+    """What the reward raises for each sample alone, by row."""
+    if len(samples) == 1:
+        return {0: error}
+    failures: dict[int, BaseException] = {}
+    for row, sample in enumerate(samples):
+        try:
+            guarded([sample])
+        except _RaisedError as raised:
+            failures[row] = raised.error
+            if only_first:
+                break
+    return failures
+
+
+def _rest(guarded: _Guarded, samples: Sequence[Sample], good: Tensor) -> tuple[Tensor, Tensor]:
+    """(values (N,), valid (N,)) with the good samples scored together, the others masked."""
+    values = torch.full((len(samples),), torch.nan)
+    valid = torch.zeros(len(samples), dtype=torch.bool)
+    kept = [sample for sample, ok in zip(samples, good.tolist(), strict=True) if ok]
+    try:
+        values[good], valid[good] = guarded(kept)
+    except _RaisedError as again:
+        _raise_for_batch(guarded.entry.where, len(kept), again.error)
+    return values, valid
+
+
+def _raise_for_batch(where: str, num: int, error: BaseException) -> NoReturn:
+    what = f"failed on {num} samples together, but on none alone: {_first_line(error)}"
+    fix = "a score must not depend on the other samples of its batch"
+    raise RewardError("RWD-RAISED", where, what, fix) from error
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip().split("\n")[0][:200]
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def named(sample: Sample) -> str:
+    """A sample in an error message."""
+    return f"prompt {sample.prompt_id} sample {sample.sample_id}"
+
+
+def _fingerprints(samples: Sequence[Sample]) -> list[int]:
+    """Checksum of each medium's bytes: enough to see a change that nobody hides."""
+    return [zlib.crc32(s.media.detach().cpu().contiguous().numpy().tobytes()) for s in samples]

@@ -1,0 +1,152 @@
+"""The cosine of picture and prompt, by any model of two towers (CLIP and its kin).
+
+Letters: N samples, B pictures of one call, D features, s the side of the model's input in pixels.
+Source: CLIPScore (arXiv 2104.08718) equation 1, w max(cos, 0) with w = 2.5. We default to the plain
+cosine (w = 1, no clamp), as reward fine-tuning does: the clamp has no gradient below 0.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from flowalign.types import Modality, Sample
+
+_log = logging.getLogger(__name__)
+
+BATCH_SIZE = 64  # pictures of one forward pass
+CACHED_PROMPTS = 8192
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Preprocessing:
+    """How a model wants its pictures."""
+
+    side: int  # s
+    mean: tuple[float, ...]  # of the three channels, on [0, 1]
+    std: tuple[float, ...]
+    resize: Literal["shortest", "squash"] = "shortest"  # keep proportions and crop, or not
+    interpolation: Literal["bicubic", "bilinear"] = "bicubic"
+
+    def __call__(self, pictures: Tensor) -> Tensor:
+        """(B, 3, s, s) from (B, 3, H, W) in [0, 1]; differentiable, and never clamped.
+
+        Antialiased, as the models were trained: without it a reduced picture is far off (mean
+        error .03 of a textured 1024 -> 224).
+        """
+        height, width = pictures.shape[-2:]
+        if self.resize == "shortest":
+            scale = self.side / min(height, width)
+            size = (max(round(height * scale), self.side), max(round(width * scale), self.side))
+        else:
+            size = (self.side, self.side)
+        if size != (height, width):
+            pictures = F.interpolate(pictures, size, mode=self.interpolation, antialias=True)
+        top, left = (size[0] - self.side) // 2, (size[1] - self.side) // 2
+        cropped = pictures[..., top : top + self.side, left : left + self.side]
+        mean = torch.tensor(self.mean, dtype=cropped.dtype, device=cropped.device)
+        std = torch.tensor(self.std, dtype=cropped.dtype, device=cropped.device)
+        return (cropped - mean[:, None, None]) / std[:, None, None]
+
+
+class TwoTowers(Protocol):
+    """A frozen model with a picture tower and a text tower that meet in D features."""
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """How pictures become pixels of the picture tower."""
+        ...
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        ...
+
+    def picture_features(self, pixels: Tensor) -> Tensor:
+        """(B, D) of preprocessed pixels (B, 3, s, s); need not be of unit length."""
+        ...
+
+    def text_features(self, prompt: str) -> Tensor:
+        """(D,) of one prompt; need not be of unit length."""
+        ...
+
+    def lost_tokens(self, prompt: str) -> int:
+        """How many tokens of the prompt the text tower does not see."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CosineScore:
+    """scale * cos(picture, prompt), clamped at 0 from below on request."""
+
+    name: str
+    towers: TwoTowers
+    scale: float = 1.0
+    clamp: bool = False
+    modality: Modality = "image"
+    differentiable: bool = True
+    group_only: bool = False
+    texts: dict[str, Tensor] = field(default_factory=dict)  # unit features (D,) of each prompt
+    truncated: dict[str, int] = field(default_factory=dict)  # lost tokens of each cut prompt
+
+    @property
+    def score_range(self) -> tuple[float, float]:
+        """Hard limits; real scores fill a small part of them."""
+        return (0.0 if self.clamp else -self.scale, self.scale)
+
+    def __call__(self, samples: Sequence[Sample]) -> tuple[Tensor, Tensor]:
+        """(scores (N,) float32 on the CPU, valid (N,)); keeps the gradient of the media."""
+        parts: list[Tensor] = []
+        order: list[int] = []
+        for rows in _batches(samples):
+            pictures = torch.stack([samples[row].media for row in rows]).to(self.towers.device)
+            pixels = self.towers.preprocessing(pictures.float())
+            seen = F.normalize(self.towers.picture_features(pixels).float(), dim=-1)
+            asked = torch.stack([self._text(samples[row].prompt) for row in rows])
+            parts.append((seen * asked).sum(-1).cpu())
+            order.extend(rows)
+        if not parts:
+            return torch.zeros(0), torch.zeros(0, dtype=torch.bool)
+        cosine = torch.cat(parts)[torch.tensor(order).argsort()]
+        scores = self.scale * (cosine.clamp(min=0.0) if self.clamp else cosine)
+        return scores, torch.ones(len(samples), dtype=torch.bool)
+
+    @torch.no_grad()
+    def _text(self, prompt: str) -> Tensor:
+        """Unit features (D,). Each prompt is encoded alone, so that no batch changes its bits."""
+        if prompt not in self.texts:
+            if len(self.texts) >= CACHED_PROMPTS:
+                self.texts.clear()
+            lost = self.towers.lost_tokens(prompt)
+            if lost:
+                self._report(prompt, lost)
+            self.texts[prompt] = F.normalize(self.towers.text_features(prompt).float(), dim=-1)
+        return self.texts[prompt]
+
+    def _report(self, prompt: str, lost: int) -> None:
+        """Count every cut prompt; warn at the first only."""
+        if not self.truncated:
+            _log.warning(
+                "reward `%s` does not see the last %d tokens of prompt %r; further long prompts "
+                "are counted, not printed",
+                self.name,
+                lost,
+                prompt[:80],
+            )
+        self.truncated[prompt] = lost
+
+
+def _batches(samples: Sequence[Sample]) -> Iterator[list[int]]:
+    """Row numbers of pictures of one size, at most BATCH_SIZE together."""
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for row, sample in enumerate(samples):
+        groups.setdefault(tuple(sample.media.shape), []).append(row)
+    for rows in groups.values():
+        for start in range(0, len(rows), BATCH_SIZE):
+            yield rows[start : start + BATCH_SIZE]
