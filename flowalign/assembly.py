@@ -106,7 +106,9 @@ def assemble(
         other = config.model.model_copy(update={"guidance_scale": guidance})
         evaluation_generator = make_generator(pipe, other)
     policy = build_policy(config, generator, pipe)
-    algorithm = algorithm_named(config.algorithm, sampler_named(config.sampler.name))
+    algorithm = algorithm_named(
+        config.algorithm, sampler_named(config.sampler.name), generator.path
+    )
     if algorithm.needs_old:
         policy.old_weights = copied(policy.parameters)
     state = TrainingState(

@@ -44,7 +44,7 @@ def launch(
         checkpoint.remove_leftovers(run.root)
         drop_later(run.root, step)
         run.start(step=step)
-    with Signals(processes.worst) as signals:
+    with Signals() as signals:
         outlets = open_outlets(config, run, step) if processes.is_main else None
         loop = Loop(session=session, run=run, outlets=outlets, signals=signals)
         try:

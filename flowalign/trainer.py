@@ -80,7 +80,7 @@ class Loop:
         progress = session.state.progress
         if progress.step == 0:
             self.base = self.evaluate()
-            self.obey(self.signals.poll())
+            self.obey(self.signals.poll(session.processes.worst))
         while progress.step < config.train.steps:
             row = self.training_step()
             finished = progress.step == config.train.steps
@@ -88,14 +88,14 @@ class Loop:
                 self.outlets.step(progress.step, row, config.rollout.num_samples)
             if finished or due(config.evaluation.every, progress.step):
                 self.evaluate()
-            action = self.signals.poll()
+            action = self.signals.poll(session.processes.worst)
             if finished or due(config.train.save_every, progress.step) or action > Action.CONTINUE:
                 self.save()
             self.obey(action)
 
     def obey(self, action: Action) -> None:
         """Stop where a signal asked for it; the state of the last step is saved by then."""
-        if action.exit_code is not None:
+        if action.stop:
             raise StopRequested(action.exit_code)
 
     def training_step(self) -> dict[str, float]:
