@@ -6,15 +6,21 @@ answer before torch is imported.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 
 from flowalign.config.problems import Problem
 from flowalign.config.sampling import FirstKNoise, HiCoGenNoise, SamplerConfig, WindowNoise
 from flowalign.config.schema import RunConfig
+from flowalign.config.suggest import did_you_mean
 from flowalign.config.yaml12 import KeyPath
+from flowalign.worlds.shapes.scene import CATEGORIES
 
 CONFLICT = "CFG-CONFLICT"
+DEVICE = re.compile(r"auto|cpu|mps|cuda(:[0-9]{1,3})?")
+DEVICES = ("auto", "cpu", "cuda", "mps", "cuda:0")
+SHAPES_PROMPTS = ("shapes:train", "shapes:heldout")
 UNIT_INTERVAL_SAMPLERS = ("ddim", "cps")  # their noise level is a share of what the step can hold
 PIPELINE_ARGUMENTS = {  # arguments of a pipeline's call that have a key of their own, or none
     "prompt": "prompts.train",
@@ -48,6 +54,23 @@ def _output(config: RunConfig) -> Iterator[Problem]:
     if not config.output.strip() or not config.output.isprintable():
         what = "must be the path of a directory, without control characters"
         yield _conflict(("output",), what, "write for example `output: runs/first`")
+
+
+def _device(config: RunConfig) -> Iterator[Problem]:
+    if not DEVICE.fullmatch(config.device):
+        what = f"unknown device '{config.device}'"
+        yield _conflict(("device",), what, did_you_mean(config.device, DEVICES))
+
+
+def _prompts(config: RunConfig) -> Iterator[Problem]:
+    for name in ("train", "evaluation"):
+        spec = getattr(config.prompts, name)
+        path = ("prompts", name)
+        if spec.startswith("shapes:") and spec not in SHAPES_PROMPTS:
+            what = f"the shapes world has no prompts '{spec}'"
+            yield _conflict(path, what, did_you_mean(spec, SHAPES_PROMPTS))
+        elif not spec.strip():
+            yield _conflict(path, "names no prompts", f"use {SHAPES_PROMPTS[0]} or a file")
 
 
 def _groups(config: RunConfig) -> Iterator[Problem]:
@@ -178,8 +201,6 @@ def _precision(config: RunConfig) -> Iterator[Problem]:
 
 
 def _categories(config: RunConfig) -> Iterator[Problem]:
-    from flowalign.worlds.shapes.scene import CATEGORIES
-
     for index, name in enumerate(config.prompts.categories):
         if name not in CATEGORIES:
             what = f"unknown category '{name}'"
@@ -189,6 +210,8 @@ def _categories(config: RunConfig) -> Iterator[Problem]:
 
 RULES: tuple[Callable[[RunConfig], Iterator[Problem]], ...] = (
     _output,
+    _device,
+    _prompts,
     _groups,
     _updates,
     _schedule,
