@@ -63,6 +63,7 @@ class NFTConfig(Section):
     old_decay_rate: Annotated[float, Field(ge=0)] = 1e-3
     """The old policy keeps min(rate * step, max) of itself at each training step."""
     old_decay_max: Annotated[float, Field(ge=0, lt=1)] = 0.5
+    """The most the old policy keeps of itself."""
     advantage: AdvantageConfig = AdvantageConfig()
 
 

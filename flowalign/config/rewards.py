@@ -25,8 +25,11 @@ class ShapesReward(RewardBase):
     mode: Literal["flat", "hierarchical", "strict"] = "flat"
     """Soft score; weighted global + subject + relation (HiCoGen); or 1 only when all is exact."""
     global_weight: Annotated[float, Field(ge=0)] = 1.0
+    """Weight of the whole picture in `hierarchical`."""
     subject_weight: Annotated[float, Field(ge=0)] = 1.0
+    """Weight of the single objects in `hierarchical`."""
     relation_weight: Annotated[float, Field(ge=0)] = 1.0
+    """Weight of the objects' relations in `hierarchical`."""
 
 
 class ClipReward(RewardBase):
@@ -36,6 +39,7 @@ class ClipReward(RewardBase):
     model: str = "shapes"
     """`shapes` (the built-in tiny CLIP), a local folder or a Hub id."""
     revision: str | None = None
+    """Commit of the Hub repository."""
     scale: Annotated[float, Field(gt=0)] = 1.0
     """Cosine times this (2.5 in CLIPScore)."""
     clamp: bool = False
@@ -51,7 +55,9 @@ class OpenClipReward(RewardBase):
     pretrained: str | None = None
     """A tag of open_clip, or a safetensors file."""
     scale: Annotated[float, Field(gt=0)] = 1.0
+    """Cosine times this."""
     clamp: bool = False
+    """max(., 0)."""
 
 
 class JpegReward(RewardBase):
@@ -59,6 +65,7 @@ class JpegReward(RewardBase):
 
     name: Literal["jpeg"]
     quality: Annotated[int, Field(ge=1, le=95)] = 95
+    """JPEG quality."""
 
 
 class CodeReward(RewardBase):

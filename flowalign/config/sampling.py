@@ -49,6 +49,7 @@ class FirstKNoise(Section):
 
     schedule: Literal["first_k"]
     k: Annotated[int, Field(ge=1)] = 3
+    """Steps with noise."""
 
 
 class HiCoGenNoise(Section):
@@ -56,7 +57,9 @@ class HiCoGenNoise(Section):
 
     schedule: Literal["hicogen"]
     eta_max: Annotated[float, Field(gt=0)] = 1.0
+    """Share of the level at the first step."""
     eta_min: Annotated[float, Field(ge=0)] = 0.0
+    """Share of the level at the last step."""
 
 
 class WindowNoise(Section):
@@ -70,7 +73,9 @@ class WindowNoise(Section):
     move: Literal["progressive", "random", "fixed"] = "progressive"
     """Shift by `stride` every `interval` training steps, draw anew each step, or stay."""
     stride: Annotated[int, Field(ge=1)] = 1
+    """Steps the window moves at once."""
     interval: Annotated[int, Field(ge=1)] = 25
+    """Training steps between two moves."""
 
 
 NoiseConfig = Annotated[

@@ -119,8 +119,12 @@ class TrainConfig(Section):
     """Recompute activations in the backward pass: less memory, a third more time."""
     ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Decay per update of the averaged weights used for evaluation; none when absent."""
+    guidance_gradient: Literal["full", "conditional"] = "full"
+    """`full`: through both halves of guidance; `conditional`: the unconditional half is a constant,
+    as in Flow-GRPO's code, and costs no backward pass."""
     exact_speedups: bool = True
-    """Passes that leave the gradient equal are saved (LoRA merged while sampling, text once)."""
+    """Save passes where the gradient stays equal: LoRA merged while sampling; with a conditional
+    gradient no graph of the unconditional half, and its rollout's output at the first update."""
     on_nonfinite: Literal["stop", "skip"] = "stop"
     """A NaN in loss or gradient: stop (exit 9), or skip the update (5 in a row stop)."""
     save_every: Annotated[int, Field(ge=1)] | Literal["never"] = 25
@@ -172,6 +176,7 @@ class RunConfig(Section):
     sampler: SamplerConfig = SamplerConfig()
     rollout: RolloutConfig = RolloutConfig()
     algorithm: AlgorithmConfig
+    """The objective, and how rewards become credit."""
     train: TrainConfig = TrainConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     trackers: tuple[Literal["tensorboard", "wandb"], ...] = ("tensorboard",)

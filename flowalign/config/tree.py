@@ -159,7 +159,8 @@ def _expected(annotation: Any, metadata: tuple[Any, ...] = ()) -> str:
             return f"mapping whose `{discriminator_of(annotation)}` is one of {', '.join(names)}"
         return _one_of_several(annotation)
     if origin is Literal:
-        return "one of " + ", ".join(str(choice) for choice in get_args(annotation))
+        choices = get_args(annotation)
+        return f"`{choices[0]}`" if len(choices) == 1 else f"one of {', '.join(choices)}"
     if origin is tuple:
         return f"list of {_plural(_expected(get_args(annotation)[0]))}"
     if sections_of(annotation) or origin is dict:
