@@ -7,7 +7,6 @@ cosine (w = 1, no clamp), as reward fine-tuning does: the clamp has no gradient 
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
@@ -16,9 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from flowalign.errors import warn
 from flowalign.types import Modality, Sample
-
-_log = logging.getLogger(__name__)
 
 BATCH_SIZE = 64  # pictures of one forward pass
 CACHED_PROMPTS = 8192
@@ -132,13 +130,9 @@ class CosineScore:
     def _report(self, prompt: str, lost: int) -> None:
         """Count every cut prompt; warn at the first only."""
         if not self.truncated:
-            _log.warning(
-                "reward `%s` does not see the last %d tokens of prompt %r; further long prompts "
-                "are counted, not printed",
-                self.name,
-                lost,
-                prompt[:80],
-            )
+            what = f"the text tower does not see the last {lost} tokens of {prompt[:80]!r}"
+            fix = "shorten it; further long prompts are counted, not printed"
+            warn(f"reward `{self.name}`", what, fix)
         self.truncated[prompt] = lost
 
 
