@@ -13,6 +13,7 @@ from flowalign.config.schema import RunConfig
 from flowalign.errors import DataError
 from flowalign.evaluation import chosen_prompts
 from flowalign.lora import import_lora
+from flowalign.pipelines.guidance import DetachedGuidance
 from flowalign.pipelines.load import load_pipeline, make_generator
 from flowalign.policy import TrainedPolicy, copied, full_policy, lora_policy
 from flowalign.processes import Processes
@@ -99,7 +100,9 @@ def assemble(
     train_rewards, all_rewards, weights = rewards_of(config, allow_code=allow_code, device=device)
     if pipe is None:
         pipe = load_pipeline(config.model, device)
-    generator = make_generator(pipe, config.model)
+    generator: Generator = make_generator(pipe, config.model)
+    if config.train.guidance_gradient == "conditional":
+        generator = DetachedGuidance(generator, without_graph=config.train.exact_speedups)
     evaluation_generator = generator
     guidance = config.evaluation.guidance_scale
     if guidance is not None and guidance != config.model.guidance_scale:
@@ -109,6 +112,9 @@ def assemble(
     algorithm = algorithm_named(
         config.algorithm, sampler_named(config.sampler.name), generator.path
     )
+    replays = config.train.exact_speedups and algorithm.needs_log_prob
+    if replays and isinstance(generator, DetachedGuidance):
+        policy.listening = generator.listening
     if algorithm.needs_old:
         policy.old_weights = copied(policy.parameters)
     state = TrainingState(
@@ -148,8 +154,9 @@ def build_policy(
             module.enable_gradient_checkpointing()  # type: ignore[operator]
     if config.lora is None:
         return full_policy(generator)
-    # Merged weights round differently from separate ones under autocast, so only in float32.
-    merge = config.train.exact_speedups and config.train.mixed_precision == "no"
+    # Merged weights round differently from separate ones below float32, so only there.
+    exact = config.train.mixed_precision == "no" and config.model.dtype == "fp32"
+    merge = config.train.exact_speedups and exact
     policy = lora_policy(generator, config.lora, seed=config.seed, merge=merge)
     if config.lora.init_from is not None:
         import_lora(pipe, config.lora.init_from)

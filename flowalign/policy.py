@@ -18,6 +18,7 @@ from flowalign.config.schema import LoraConfig
 from flowalign.lora import add_lora, lora_disabled, lora_parameters, merged_lora
 from flowalign.protocols import Generator
 from flowalign.types import Cond
+from flowalign.unconditional import forgetting
 
 Weights = dict[str, Tensor]
 
@@ -29,8 +30,12 @@ def copied(parameters: Mapping[str, Tensor]) -> Weights:
 
 @contextmanager
 def exchanged(parameters: Mapping[str, Parameter], weights: Weights) -> Iterator[None]:
-    """Inside, each parameter holds the tensor of the same name in `weights`."""
+    """Inside, each parameter holds the tensor of the same name in `weights`.
+
+    Autocast keeps its casts by parameter, not by value, so they are dropped at both ends.
+    """
     kept = {name: parameter.data for name, parameter in parameters.items()}
+    torch.clear_autocast_cache()
     try:
         for name, parameter in parameters.items():
             parameter.data = weights[name]
@@ -38,6 +43,7 @@ def exchanged(parameters: Mapping[str, Parameter], weights: Weights) -> Iterator
     finally:
         for name, parameter in parameters.items():
             parameter.data = kept[name]
+        torch.clear_autocast_cache()
 
 
 @torch.no_grad()
@@ -47,12 +53,20 @@ def average(target: Weights, source: Mapping[str, Tensor], decay: float) -> None
         value.lerp_(source[name].detach(), 1.0 - decay)
 
 
+@contextmanager
+def nothing_heard() -> Iterator[list[Tensor]]:
+    """The list stays empty."""
+    yield []
+
+
 @dataclass(kw_only=True, slots=True)
 class TrainedPolicy:
     """A generator with the parameters that are trained.
 
     `reference_view` opens the view on the frozen start, `sampling_view` the fastest exact form
     for passes without gradient. `old_weights` is None unless the algorithm keeps an old policy.
+    Inside `listening`, unconditional outputs join a list for the first update, where wanted.
+    `fresh` says that the current weights are those that drew the last rollout.
     """
 
     generator: Generator
@@ -60,23 +74,35 @@ class TrainedPolicy:
     reference_view: Callable[[], AbstractContextManager[None]]
     sampling_view: Callable[[], AbstractContextManager[None]]
     old_weights: Weights | None = None
+    listening: Callable[[], AbstractContextManager[list[Tensor]]] = nothing_heard
+    fresh: bool = False
 
     def predict(self, x: Tensor, t: Tensor, cond: Cond) -> Tensor:
         """Guided native output (B, *S) of the weights now in view."""
-        return self.generator.predict(x, t, cond)
+        return self.generator.predict(x, t, cond if self.fresh else forgetting(cond))
 
     def reference(self) -> AbstractContextManager[None]:
         """Inside, `predict` uses the frozen start."""
-        return self.reference_view()
+        return self.others(self.reference_view())
 
     def old(self) -> AbstractContextManager[None]:
         """Inside, `predict` uses the policy that produces the samples."""
         assert self.old_weights is not None, "the algorithm keeps no old policy"
-        return exchanged(self.parameters, self.old_weights)
+        return self.others(exchanged(self.parameters, self.old_weights))
 
     def weights(self, weights: Weights) -> AbstractContextManager[None]:
         """Inside, `predict` uses `weights`, for example an average."""
-        return exchanged(self.parameters, weights)
+        return self.others(exchanged(self.parameters, weights))
+
+    @contextmanager
+    def others(self, view: AbstractContextManager[None]) -> Iterator[None]:
+        """A view on weights that are not those of the rollout."""
+        fresh, self.fresh = self.fresh, False
+        try:
+            with view:
+                yield
+        finally:
+            self.fresh = fresh
 
 
 def trained_names(modules: Sequence[torch.nn.Module]) -> dict[str, Parameter]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -28,6 +28,7 @@ from flowalign.scoring import combine
 from flowalign.signals import Action, Signals
 from flowalign.training_state import progress_dict
 from flowalign.types import Rollout
+from flowalign.unconditional import remembering
 from flowalign.update import update
 
 MAX_DROPPED_SHARE = 0.2
@@ -160,8 +161,9 @@ class Loop:
             shared=config.rollout.same_initial_noise,
         )
         acting = policy.old() if session.algorithm.needs_old else nullcontext()
-        with acting, policy.sampling_view(), session.processes.accelerator.autocast():
-            return collect(
+        autocast = session.processes.accelerator.autocast()
+        with acting, policy.sampling_view(), autocast, policy.listening() as heard:
+            collected = collect(
                 policy,
                 plan,
                 wanted,
@@ -174,6 +176,10 @@ class Loop:
                 dtype=torch.float32 if config.rollout.latent_dtype == "fp32" else torch.bfloat16,
                 keep_mean=session.algorithm.needs_mean,
             )
+        policy.fresh = not session.algorithm.needs_old
+        if collected.rollout is None:
+            return collected
+        return replace(collected, rollout=remembering(collected.rollout, heard))
 
     def batches(self, collected: Collected, credit: torch.Tensor) -> Sequence[Sequence[Any]]:
         """Micro-batches of this process, one sequence per update; empty ones without samples."""

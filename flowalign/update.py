@@ -85,6 +85,7 @@ def update(
     # An update that nothing contributed to must change nothing, weight decay included.
     if float(norm) > 0:
         state.optimizer.step()
+        policy.fresh = False
     state.optimizer.zero_grad(set_to_none=True)
     state.progress.updates += 1
     state.progress.bad_streak = 0
