@@ -10,15 +10,15 @@ from __future__ import annotations
 import contextlib
 import copy
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from torch import Tensor
 
-from flowalign.config.schema import ModelConfig
 from flowalign.errors import HealthError
+from flowalign.pipelines.arguments import Arguments
 from flowalign.pipelines.clock import Clock, clock_of
 from flowalign.pipelines.conditions import (
     Layout,
@@ -40,8 +40,7 @@ DENOISERS = ("transformer", "transformer_2", "unet")
 class TracedGenerator:
     """A pipeline's own loop, heard and replayed. Implements `protocols.Generator`.
 
-    `arguments` are the keyword arguments of every call (guidance, size); `batch_arguments` those
-    of which each prompt needs one. `pack` turns a state of the loop into the `latents` argument.
+    `pack` turns a state of the loop into the `latents` argument of the call.
     """
 
     path: Path
@@ -53,13 +52,12 @@ class TracedGenerator:
         self,
         pipe: DiffusionPipeline,
         *,
-        arguments: Mapping[str, Any],
-        batch_arguments: Mapping[str, Any],
+        arguments: Arguments,
         pack: Callable[[Tensor], Tensor],
         rate: float | None,
     ) -> None:
         self.pipe, self.rate, self.pack = pipe, rate, pack
-        self.arguments, self.batch_arguments = arguments, batch_arguments
+        self.arguments = arguments
         self.loop: Any = inspect.unwrap(type(pipe).__call__)
         self.device = device_of(self.denoisers()[0])
         self.listener = listener(pipe.scheduler)  # type: ignore[attr-defined]
@@ -92,8 +90,8 @@ class TracedGenerator:
             latents=None if x is None else self.pack(x.to(self.device, self.dtype)),
             output_type=output_type,
             return_dict=False,
-            **self.arguments,
-            **{name: [value] * len(prompts) for name, value in self.batch_arguments.items()},
+            **self.arguments.every,
+            **{name: [value] * len(prompts) for name, value in self.arguments.per_prompt.items()},
         )
 
     def tune(
@@ -220,21 +218,3 @@ class TracedGenerator:
 def device_of(module: torch.nn.Module) -> torch.device:
     """Device of the first parameter."""
     return next(module.parameters()).device
-
-
-def make_generator(
-    pipe: DiffusionPipeline, config: ModelConfig, *, guidance_scale: float | None = None
-) -> TracedGenerator:
-    """A generator of `pipe`, called as `config` says; `guidance_scale` overrides the config's."""
-    scale = config.guidance_scale if guidance_scale is None else guidance_scale
-    parameters = inspect.signature(type(pipe).__call__).parameters
-    arguments: dict[str, Any] = {"guidance_scale": scale} | dict(config.call)
-    if config.name == "shapes":
-        arguments.setdefault("max_sequence_length", 0)  # else 256 zero tokens join the text
-    if config.resolution is not None:
-        arguments |= {"height": config.resolution, "width": config.resolution}
-    if config.num_frames is not None and "num_frames" in parameters:
-        arguments["num_frames"] = config.num_frames
-    return TracedGenerator(
-        pipe, arguments=arguments, batch_arguments={}, pack=lambda x: x, rate=None
-    )

@@ -22,6 +22,9 @@ def merges(words: tuple[str, ...]) -> list[tuple[str, str]]:
     return list(pairs)
 
 
+CHAT = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
+
+
 def clip_tokenizer(length: int = 16) -> CLIPTokenizer:
     """CLIP's tokenizer with whole words and single characters."""
     letters = [chr(c) for c in range(ord("a"), ord("z") + 1)]
@@ -51,4 +54,5 @@ def word_tokenizer(length: int = 16) -> PreTrainedTokenizerFast:
         eos_token="</s>",
         unk_token="<unk>",
         model_max_length=length,
+        chat_template=CHAT,
     )

@@ -1,0 +1,138 @@
+"""The proof at load time that the traced pieces are the pipeline.
+
+The pipeline's own loop runs once over its own schedule, with its own encoders, listening. Then
+every prediction is asked for again, alone and with a gradient, and the end is decoded again.
+All of it must come out equal, else the pipeline is refused with what was seen.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from flowalign.errors import ConfigError
+from flowalign.lora import lora_disabled
+from flowalign.pipelines.traced import PROBES, TracedGenerator
+
+TOLERANCE = 16  # units of rounding of the loop's type, relative to the largest value
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Heard:
+    """One step of the pipeline's own loop."""
+
+    x: Tensor
+    timestep: Tensor
+    output: Tensor
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Proof:
+    """What was measured: largest difference of prediction and of decoding, relative to scale."""
+
+    prediction: float
+    decoding: float
+
+
+def prove(generator: TracedGenerator, *, num_steps: int) -> Proof:
+    """Compare the traced pieces with the pipeline's own loop.
+
+    Raises:
+        ConfigError: they differ, or no gradient reaches the prediction.
+    """
+    steps, media = own_loop(generator, num_steps)
+    levels = generator.levels(num_steps)
+    cond = generator.encode([PROBES[1]])
+    worst = 0.0
+    for number, step in enumerate(steps):
+        t = level_of(generator, levels, step, number)
+        x = step.x.detach().clone().requires_grad_(True)
+        with torch.enable_grad():
+            output = generator.predict(x, t, cond)
+        if not output.requires_grad:
+            refuse(generator, "no gradient reaches the prediction")
+        seen = difference(generator.clock.sign * output.detach(), step.output)
+        if not within(seen, step.output):
+            refuse(
+                generator,
+                f"asked again, the prediction of step {number + 1} of {len(steps)} differs by"
+                f" {seen:.1e} of its size; it depends on more than state, level and prompt",
+            )
+        worst = max(worst, seen)
+    with torch.no_grad():
+        again = generator.decode_raw(steps[-1].x)
+    seen = difference(again, media)
+    if not within(seen, media):
+        refuse(generator, f"decoded again, the result differs by {seen:.1e} of its size")
+    return Proof(prediction=worst, decoding=seen)
+
+
+@torch.no_grad()
+def own_loop(generator: TracedGenerator, num_steps: int) -> tuple[list[Heard], Tensor]:
+    """The steps of the pipeline's loop and what it decodes; it ends where its last step began."""
+    steps: list[Heard] = []
+
+    def on_step(output: Tensor, timestep: Tensor, x: Tensor) -> Tensor:
+        steps.append(Heard(x=x, timestep=timestep, output=output))
+        last = len(steps) == len(generator.listener.timesteps)
+        return x if last else x - 0.1 * output.to(x.dtype)
+
+    generator.tune(None, on_step=on_step)
+    encode_prompt = generator.pipe.encode_prompt  # type: ignore[attr-defined]
+    media = generator.run([PROBES[1]], encode_prompt, num_steps=num_steps, output_type="pt")[0]
+    return steps, media
+
+
+def level_of(generator: TracedGenerator, levels: Tensor, step: Heard, number: int) -> Tensor:
+    """The level whose timestep the loop gave to this step."""
+    given = float(step.timestep)
+    ours = [float(generator.clock.timestep(t)) for t in levels]
+    index = min(range(len(ours)), key=lambda i: abs(ours[i] - given))
+    if abs(ours[index] - given) > 1e-5 * max(1.0, abs(given)):
+        refuse(
+            generator,
+            f"step {number + 1} has timestep {given:g}, and the levels have {ours[index]:g}",
+        )
+    return levels[index]
+
+
+def difference(ours: Tensor, theirs: Tensor) -> float:
+    """Largest absolute difference relative to the largest value; infinite for other shapes."""
+    if ours.shape != theirs.shape:
+        return float("inf")
+    scale = float(theirs.abs().max())
+    return float((ours.double() - theirs.double()).abs().max()) / max(scale, 1e-12)
+
+
+def within(seen: float, value: Tensor) -> bool:
+    """Whether a relative difference is that of rounding (False for NaN)."""
+    return seen <= TOLERANCE * torch.finfo(value.dtype).eps
+
+
+def refuse(generator: TracedGenerator, what: str) -> None:
+    """Raise the error of a failed proof."""
+    raise ConfigError(
+        "MODEL-PROOF",
+        type(generator.pipe).__name__,
+        what,
+        "see `flowalign list pipelines` for classes and settings that are known to work",
+    )
+
+
+@torch.no_grad()
+def prove_adapter(generator: TracedGenerator) -> None:
+    """Check that a fresh adapter changes nothing, and that switched off it is the base.
+
+    Raises:
+        ConfigError: the prediction with the adapter differs from that without.
+    """
+    x = torch.randn(1, *generator.latent_shape, generator=torch.Generator().manual_seed(0))
+    t, cond = generator.levels(2)[0], generator.blank
+    with_adapter = generator.predict(x, t, cond)
+    with lora_disabled(generator.denoisers()):
+        without = generator.predict(x, t, cond)
+    seen = difference(with_adapter, without)
+    if seen != 0.0:
+        refuse(generator, f"a fresh adapter moves the prediction by {seen:.1e} of its size")
