@@ -75,9 +75,7 @@ def train(
         run.close()
 
 
-def enter_run(
-    config: RunConfig, *, resume: bool, override_resume: Collection[str]
-) -> RunDirectory:
+def enter_run(config: RunConfig, *, resume: bool, override_resume: Collection[str]) -> RunDirectory:
     """Open the directory on the main process; the others join it later, when it is named."""
     text = resolved_yaml(config)
     world_size = int(os.environ.get("WORLD_SIZE", "1"))

@@ -145,9 +145,7 @@ def assemble(
     )
 
 
-def build_policy(
-    config: RunConfig, generator: Generator, pipe: DiffusionPipeline
-) -> TrainedPolicy:
+def build_policy(config: RunConfig, generator: Generator, pipe: DiffusionPipeline) -> TrainedPolicy:
     """LoRA or full weights, with gradient checkpointing where asked for."""
     if config.train.gradient_checkpointing:
         for module in generator.denoisers():

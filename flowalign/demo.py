@@ -78,9 +78,7 @@ def run_together(commands: Mapping[str, Sequence[str]], tell: Callable[[str], No
             )
             running[name] = process
             assert process.stdout is not None
-            reader = threading.Thread(
-                target=relay, args=(name, process.stdout, tell), daemon=True
-            )
+            reader = threading.Thread(target=relay, args=(name, process.stdout, tell), daemon=True)
             reader.start()
             readers.append(reader)
         failed = first_failure(running)

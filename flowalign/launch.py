@@ -76,9 +76,7 @@ def open_outlets(config: RunConfig, run: RunDirectory, step: int) -> Outlets:
     )
 
 
-def restore(
-    session: Session, root: Path, run_id: str, *, allow_world_size_change: bool
-) -> None:
+def restore(session: Session, root: Path, run_id: str, *, allow_world_size_change: bool) -> None:
     """Load the newest good checkpoint into the session; a run without one starts over."""
     newest = checkpoint.latest(root, run_id=run_id)
     if newest is None:
@@ -162,5 +160,3 @@ def export_run(run: Path, output: Path, *, step: int | None = None) -> Path:
     session.state.restore(files, loaded.entry("progress"), str(chosen))
     export_lora_of(session, output)
     return output
-
-

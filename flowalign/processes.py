@@ -39,13 +39,17 @@ class Processes:
         dist.all_reduce(total, op=dist.ReduceOp.SUM)
         return total.to(value.device)
 
+    def largest(self, value: Tensor) -> Tensor:
+        """Element-wise maximum over processes, on every process."""
+        if self.count == 1:
+            return value.clone()
+        found = value.to(self.device).clone()
+        dist.all_reduce(found, op=dist.ReduceOp.MAX)
+        return found.to(value.device)
+
     def worst(self, status: int) -> int:
         """The largest status word of all processes: they decide together."""
-        if self.count == 1:
-            return status
-        word = torch.tensor(status, device=self.device)
-        dist.all_reduce(word, op=dist.ReduceOp.MAX)
-        return int(word)
+        return int(self.largest(torch.tensor(status)))
 
     def text_of_main(self, text: str) -> str:
         """The main process's text, on every process; bytes travel, never pickled objects."""

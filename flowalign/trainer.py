@@ -6,6 +6,7 @@ no model and no reward.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -29,8 +30,11 @@ from flowalign.signals import Action, Signals
 from flowalign.training_state import progress_dict
 from flowalign.types import Rollout
 from flowalign.unconditional import remembering
-from flowalign.update import update
+from flowalign.update import is_extreme, update
 
+log = logging.getLogger(__name__)
+
+WARN_RATIO_OFF = 1e-3
 MAX_DROPPED_SHARE = 0.2
 
 
@@ -286,11 +290,19 @@ def reward_statistics(collected: Collected, weights: dict[str, float]) -> dict[s
 
 
 def mean_rows(rows: Sequence[dict[str, float]]) -> dict[str, float]:
-    """Mean of each metric over the updates that have it."""
-    names = dict.fromkeys(name for row in rows for name in row)
-    return {
-        name: sum(found) / len(found)
-        for name in names
-        if (found := [row[name] for row in rows if name in row])
-    }
+    """Each metric over the updates that have it: the maximum of `..._max`, the mean of others.
 
+    The first update is on-policy: its ratios are told apart, as a proof of exact replay.
+    """
+    joined: dict[str, float] = {}
+    for name in dict.fromkeys(name for row in rows for name in row):
+        found = [row[name] for row in rows if name in row]
+        joined[name] = max(found) if is_extreme(name) else sum(found) / len(found)
+    if "ratio_off_max" in rows[0]:
+        joined["ratio_off_first"] = rows[0]["ratio_off_max"]
+        if joined["ratio_off_first"] > WARN_RATIO_OFF:
+            log.warning(
+                "the first ratio is off by %.2g: replay differs from sampling (precision?)",
+                joined["ratio_off_first"],
+            )
+    return joined

@@ -66,8 +66,7 @@ def update(
             loss, metrics = algorithm.loss(policy, batch)
         (loss * batch.weight).backward()
         weight += batch.weight
-        for name, value in {"loss": loss.detach(), **metrics}.items():
-            totals[name] = totals.get(name, torch.zeros(())) + value.float().cpu() * batch.weight
+        tally(totals, {"loss": loss.detach(), **metrics}, batch.weight)
     parameters = list(policy.parameters.values())
     processes.sum_gradients(parameters)
     norm = torch.nn.utils.clip_grad_norm_(parameters, config.max_grad_norm, foreach=False)
@@ -95,17 +94,34 @@ def update(
     return metrics
 
 
+def is_extreme(name: str) -> bool:
+    """Metrics called `..._max` are joined by their maximum, all others by weighted means."""
+    return name.endswith("_max")
+
+
+def tally(totals: dict[str, Tensor], metrics: Mapping[str, Tensor], weight: float) -> None:
+    """Add a micro-batch's metrics."""
+    for name, metric in metrics.items():
+        value = metric.detach().float().cpu()
+        before = totals.get(name, torch.zeros(()))
+        totals[name] = torch.maximum(before, value) if is_extreme(name) else before + value * weight
+
+
 def _shared_metrics(
     totals: Mapping[str, Tensor], weight: float, processes: Processes
 ) -> dict[str, float]:
-    """Weighted means over all processes; every process has the same names in the same order."""
-    if processes.count == 1:
-        return {name: float(value / max(weight, 1e-12)) for name, value in totals.items()}
+    """Totals of all processes; every process asks for the same names in the same order."""
     # A process without samples knows no names; the main process always has the first chunk.
     names = processes.text_of_main(" ".join(sorted(totals))).split()
-    values = [totals.get(name, torch.zeros(())) for name in names]
-    summed = processes.sum(torch.stack([*values, torch.tensor(weight)]))
-    return {name: float(value / summed[-1]) for name, value in zip(names, summed, strict=False)}
+    values = torch.stack([*(totals.get(name, torch.zeros(())) for name in names), torch.zeros(())])
+    largest = processes.largest(values)
+    values[-1] = weight
+    summed = processes.sum(values)
+    share = max(float(summed[-1]), 1e-12)
+    return {
+        name: float(largest[i]) if is_extreme(name) else float(summed[i]) / share
+        for i, name in enumerate(names)
+    }
 
 
 def _reject(state: TrainingState, config: TrainConfig, metrics: Mapping[str, float]) -> None:
@@ -121,5 +137,8 @@ def _reject(state: TrainingState, config: TrainConfig, metrics: Mapping[str, flo
         )
     if progress.bad_streak >= STREAK_LIMIT:
         raise HealthError(
-            "NON-FINITE", where, f"{STREAK_LIMIT} updates in a row: {seen}", "lower the learning rate"
+            "NON-FINITE",
+            where,
+            f"{STREAK_LIMIT} updates in a row: {seen}",
+            "lower the learning rate",
         )
