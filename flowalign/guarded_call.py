@@ -21,20 +21,31 @@ class CallTimeoutError(Exception):
     """The call did not end in time."""
 
 
-def call_within(function: Callable[[], T], seconds: float, *, log: Captured) -> T:
+class CallRaisedError(Exception):
+    """The called code raised; carries what, so that it is not taken for the caller's own."""
+
+    def __init__(self, error: BaseException) -> None:
+        super().__init__(str(error))
+        self.error = error
+
+
+def call_within(function: Callable[[], T], seconds: float, *, log: Captured | None = None) -> T:
     """`function()` in a thread of its own, without gradients; `CallTimeoutError` after `seconds`.
+
+    Whatever `function` raises comes as a `CallRaisedError`.
 
     Covers sleeping, waiting and busy Python code. Native code that holds the interpreter's lock
     cannot be cut from inside the process. A cut call's thread stays until the process ends (it is
     a daemon, so it does not hold the exit). Grad mode, inference mode and autocast are a thread's
-    own, so the call cannot change the caller's.
+    own, so the call cannot change the caller's. With `log`, what the thread prints goes there.
     """
     outcome: list[T] = []
     failure: list[BaseException] = []
     threads, device = torch.get_num_threads(), _cuda_device()
 
     def body() -> None:
-        log.thread = threading.get_ident()
+        if log is not None:
+            log.thread = threading.get_ident()
         # The number of threads changes the last bits of a sum, and is set per thread.
         torch.set_num_threads(threads)
         if device is not None:
@@ -46,13 +57,13 @@ def call_within(function: Callable[[], T], seconds: float, *, log: Captured) -> 
             failure.append(error)
 
     thread = threading.Thread(target=body, name="flowalign-reward", daemon=True)
-    with log.redirected():
+    with contextlib.nullcontext() if log is None else log.redirected():
         thread.start()
         thread.join(seconds)
     if thread.is_alive():
         raise CallTimeoutError
     if failure:
-        raise failure[0]
+        raise CallRaisedError(failure[0]) from failure[0]
     return outcome[0]
 
 
@@ -117,7 +128,8 @@ class _Switch:
 def global_randomness_kept() -> Iterator[None]:
     """Restore the global generators of Python, numpy and torch afterwards."""
     state, numpy_state = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng():
+    device = _cuda_device()
+    with torch.random.fork_rng([] if device is None else [device]):
         try:
             yield
         finally:

@@ -19,7 +19,13 @@ from torch import Tensor
 
 from flowalign.answers import read_answer
 from flowalign.errors import FlowalignError, RewardError
-from flowalign.guarded_call import CallTimeoutError, Captured, call_within, global_randomness_kept
+from flowalign.guarded_call import (
+    CallRaisedError,
+    CallTimeoutError,
+    Captured,
+    call_within,
+    global_randomness_kept,
+)
 from flowalign.protocols import Reward
 from flowalign.types import Sample
 
@@ -35,7 +41,7 @@ class Entry:
     label: str  # name of the term
     reward: Reward
     weight: float = 1.0
-    trusted: bool = True  # False: a user's code, whose inputs are compared before and after
+    trusted: bool = True  # False: a user's code; its prints are captured, its inputs compared
 
     @property
     def where(self) -> str:
@@ -52,7 +58,7 @@ def score_one(
     good = torch.ones(len(samples), dtype=torch.bool)
     try:
         values, valid = guarded(samples)
-    except _RaisedError as raised:
+    except CallRaisedError as raised:
         good = _scorable(guarded, samples, failure, raised.error)
         values, valid = _rest(guarded, samples, good)
     broken = valid & ~values.isfinite()
@@ -68,14 +74,6 @@ def score_one(
     return values, valid & ~broken, int(failed.sum())
 
 
-class _RaisedError(Exception):
-    """The reward raised; carries what."""
-
-    def __init__(self, error: BaseException) -> None:
-        super().__init__(str(error))
-        self.error = error
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Guarded:
     """A reward that cannot hang, flood the terminal, or change what is not its own."""
@@ -87,15 +85,17 @@ class _Guarded:
     def __call__(self, samples: Sequence[Sample]) -> tuple[Tensor, Tensor]:
         """(values (N,), valid (N,)), values not yet checked to be finite."""
         before = None if self.entry.trusted else _fingerprints(samples)
-        answer = self._answer(samples)
-        if before is not None and before != _fingerprints(samples):
-            what = "changed its input media in place"
-            fix = "work on a copy: `media.clone()`"
-            raise RewardError("RWD-CHANGED-INPUT", self.entry.where, what, fix)
+        try:
+            answer = self._answer(samples)
+        finally:  # also when it raised: the next call would see the changed media
+            if before is not None and before != _fingerprints(samples):
+                what = "changed its input media in place"
+                fix = "work on a copy: `media.clone()`"
+                raise RewardError("RWD-CHANGED-INPUT", self.entry.where, what, fix)
         return read_answer(answer, where=self.entry.where, num=len(samples))
 
     def _answer(self, samples: Sequence[Sample]) -> object:
-        log = Captured()
+        log = None if self.entry.trusted else Captured()
         seconds = max(self.deadline - time.monotonic(), 0.0)
         try:
             with global_randomness_kept():
@@ -104,12 +104,13 @@ class _Guarded:
             what = f"did not answer for {len(samples)} samples within {self.timeout_s:g} s"
             fix = "make it faster, or raise `reward_timeout_s`"
             raise RewardError("RWD-TIMEOUT", self.entry.where, what, fix) from cut
-        except BaseException as error:
+        except CallRaisedError as raised:
+            error = raised.error
             if isinstance(error, FlowalignError) and not isinstance(error, RewardError):
-                raise
-            raise _RaisedError(error) from error
+                raise error from raised  # not the reward's failure, for example missing weights
+            raise
         finally:
-            if log.characters:
+            if log is not None and log.characters:
                 _log.info(
                     "%s printed %d characters: %s", self.entry.where, log.characters, log.text
                 )
@@ -152,7 +153,7 @@ def _failures(
     for row, sample in enumerate(samples):
         try:
             guarded([sample])
-        except _RaisedError as raised:
+        except CallRaisedError as raised:
             failures[row] = raised.error
             if only_first:
                 break
@@ -166,7 +167,7 @@ def _rest(guarded: _Guarded, samples: Sequence[Sample], good: Tensor) -> tuple[T
     kept = [sample for sample, ok in zip(samples, good.tolist(), strict=True) if ok]
     try:
         values[good], valid[good] = guarded(kept)
-    except _RaisedError as again:
+    except CallRaisedError as again:
         _raise_for_batch(guarded.entry.where, len(kept), again.error)
     return values, valid
 
