@@ -96,27 +96,18 @@ def save(
     folder = run_dir / "checkpoints"
     bad = _non_finite(tensors)
     target = folder / f"{'bad' if bad else 'step'}-{step:06d}"
-    if not bad and _is_complete(target, run_id, contents=True):
-        return target
-    staged = folder / f"{disk.TEMPORARY_PREFIX}step-{step:06d}-{os.getpid()}"
-    needed = sum(t.nbytes for part in tensors.values() for t in part.values()) + 1_000_000
-    try:
+    if not _is_complete(target, run_id, contents=True):
+        staged = folder / f"{disk.TEMPORARY_PREFIX}step-{step:06d}-{os.getpid()}"
+        needed = sum(t.nbytes for part in tensors.values() for t in part.values()) + 1_000_000
         disk.require_free(folder, needed, f"the checkpoint of step {step}")
-        folder.mkdir(parents=True, exist_ok=True)
-        _write(staged, tensors, meta, run_id=run_id, step=step, world_size=world_size)
-        _publish(staged, target)
-    except (OSError, SafetensorError) as error:
-        shutil.rmtree(staged, ignore_errors=True)
-        free = disk.megabytes(disk.free_bytes(folder))
-        raise ResourceError(
-            "CKPT-WRITE",
-            str(target),
-            f"cannot be written ({error}); needed {disk.megabytes(needed)}, {free} are free",
-            "earlier checkpoints are intact: free some space and --resume",
-        ) from None
-    except BaseException:
-        shutil.rmtree(staged, ignore_errors=True)
-        raise
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            _write(staged, tensors, meta, run_id=run_id, step=step, world_size=world_size)
+            _publish(staged, target)
+        except (OSError, SafetensorError) as error:
+            raise _not_written(target, error, needed) from None
+        finally:
+            shutil.rmtree(staged, ignore_errors=True)
     if bad:
         raise HealthError(
             "CKPT-NON-FINITE",
@@ -237,6 +228,16 @@ def _write(
     ).sealed()
     disk.write_new(staged / "manifest.json", manifest.text())
     disk.sync_directory(staged)
+
+
+def _not_written(target: Path, error: Exception, needed: int) -> ResourceError:
+    free = disk.megabytes(disk.free_bytes(target.parent))
+    return ResourceError(
+        "CKPT-WRITE",
+        str(target),
+        f"cannot be written ({error}); needed {disk.megabytes(needed)}, {free} are free",
+        "earlier checkpoints are intact: free some space and --resume",
+    )
 
 
 def _publish(staged: Path, target: Path) -> None:

@@ -175,6 +175,7 @@ class Wandb:
             self._tracker = WandBTracker(
                 "flowalign", id=run_id, name=root.name, dir=str(root), resume="allow"
             )
+            self._tracker.start()
         except ImportError as error:
             raise _missing("wandb", error) from None
         self._tracker.store_init_configuration(dict(config))

@@ -104,10 +104,11 @@ class RunDirectory:
                 "world_size": self.world_size,
                 "resumed": [],
             }
-        # run.json last: with it the directory is a run.
-        disk.write_file(self.root / "config.yaml", self.config_yaml.encode())
-        self.status("running", step)
+        # run.json makes the directory a run. Killed before config.yaml is there, it can be resumed
+        # with any config, because nothing was trained yet.
         _write_json(self.root / "run.json", record)
+        self.status("running", step)
+        disk.write_file(self.root / "config.yaml", self.config_yaml.encode())
 
     def status(
         self, state: State, step: int, *, exit_code: int | None = None, reason: str | None = None
@@ -317,6 +318,8 @@ def _check_config(
     root: Path, config_yaml: str, override_resume: Collection[str]
 ) -> dict[str, tuple[Any, Any]]:
     path = root / "config.yaml"
+    if not path.exists() and not (root / "checkpoints").exists():
+        return {}  # killed while it started
     try:
         changes = config_changes(path.read_text("utf-8"), config_yaml)
     except (OSError, UnicodeDecodeError, YAMLError) as error:

@@ -68,6 +68,7 @@ class Signals:
 
     def __init__(self) -> None:
         self._stop = Action.CONTINUE
+        self._interrupts = 0
         self._saves_asked = 0
         self._saves_seen = 0
         self._before: dict[int, Any] = {}
@@ -107,8 +108,9 @@ class Signals:
 
     def _on_interrupt(self, number: int, frame: FrameType | None) -> None:
         global _stop_now
-        if self._stop < Action.INTERRUPT:
-            self._stop = Action.INTERRUPT
+        self._interrupts += 1
+        if self._interrupts == 1:
+            self._stop = max(self._stop, Action.INTERRUPT)
         elif _shields:
             _stop_now = True
         else:

@@ -1,4 +1,4 @@
-"""Children of the test process that may be killed: a fork is cheap where an import of torch is not."""
+"""Children of the test process that may be killed: a fork is cheap, an import of torch is not."""
 
 from __future__ import annotations
 

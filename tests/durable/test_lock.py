@@ -11,10 +11,10 @@ import time
 from pathlib import Path
 
 import pytest
-from forked import Child, fork
 
 from flowalign import lock
 from flowalign.errors import ResourceError
+from tests.forked import Child, fork
 
 
 def hold(path: Path) -> Child:

@@ -67,7 +67,7 @@ def test_a_start_that_fails_before_training_leaves_no_trace(tmp_path: Path) -> N
 
 
 def unusable(tmp_path: Path) -> dict[str, str]:
-    """Output directories nobody can use; none of them depends on permissions (tests run as root)."""
+    """Directories nobody can use; none of them depends on permissions (tests may run as root)."""
     file = tmp_path / "file"
     file.write_text("x")
     return {
@@ -162,7 +162,9 @@ def test_free_space_is_compared_with_what_is_needed(
     open_run(tmp_path / "run", CONFIG, minimum_free_bytes=1_000_000).close()
 
 
-@pytest.mark.parametrize("name", ["with space", "quo'te\"s", "new\nline", "-rf", "$(x)", "\x1b[31m"])
+@pytest.mark.parametrize(
+    "name", ["with space", "quo'te\"s", "new\nline", "-rf", "$(x)", "\x1b[31m"]
+)
 def test_strange_names_work_and_are_shown_escaped(tmp_path: Path, name: str) -> None:
     interrupted(tmp_path / name)
     with pytest.raises(ResourceError) as caught:
@@ -174,7 +176,9 @@ def test_strange_names_work_and_are_shown_escaped(tmp_path: Path, name: str) -> 
 def test_another_run_in_the_directory_is_never_mixed_with(tmp_path: Path) -> None:
     interrupted(tmp_path / "run")
     before = {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()}
-    with pytest.raises(ResourceError, match="holds another run; continue it with --resume") as error:
+    with pytest.raises(
+        ResourceError, match="holds another run; continue it with --resume"
+    ) as error:
         open_run(tmp_path / "run", CONFIG)
     assert error.value.exit_code == 7
     assert {p.name: p.read_bytes() for p in (tmp_path / "run").iterdir()} == before
@@ -244,10 +248,39 @@ def test_a_damaged_run_json_is_told(tmp_path: Path, content: str) -> None:
 @pytest.mark.parametrize("content", [None, b"a: [", b"\xff\xfe"])
 def test_a_damaged_stored_config_is_told(tmp_path: Path, content: bytes | None) -> None:
     interrupted(tmp_path)
+    (tmp_path / "checkpoints").mkdir()
     path = tmp_path / "config.yaml"
     path.unlink() if content is None else path.write_bytes(content)
     with pytest.raises(CheckpointError, match=r"config\.yaml: cannot be read"):
         open_run(tmp_path, CONFIG, resume=True)
+
+
+def test_a_run_killed_while_it_started_can_be_resumed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stop after each of the three files of `start`: the directory is empty or resumable."""
+    write = disk.write_file
+    for count in range(3):
+        root, written = tmp_path / str(count), []
+
+        def stops(path: Path, data: bytes, at: int = count, done: list[Path] = written) -> None:
+            if len(done) == at:
+                raise KeyboardInterrupt
+            write(path, data)
+            done.append(path)
+
+        run = open_run(root, CONFIG)
+        monkeypatch.setattr(disk, "write_file", stops)
+        with pytest.raises(KeyboardInterrupt):
+            run.start()
+        run.close()
+        monkeypatch.setattr(disk, "write_file", write)
+        resume = (root / "run.json").exists()
+        assert resume == (count > 0)
+        again = open_run(root, CONFIG, resume=resume)
+        again.start()
+        again.close()
+        assert open_run(root, CONFIG, resume=True).run_id == again.run_id
 
 
 def shipped_like_config() -> dict[str, Any]:
@@ -287,12 +320,12 @@ def edited(config: dict[str, Any], key: tuple[Any, ...]) -> dict[str, Any]:
 
 
 def test_each_config_key_is_compared_on_resume(tmp_path: Path) -> None:
-    """Edit every key: those that cannot change the training pass, all others are refused by name."""
+    """Edit every key: those that cannot change the training pass, all others are refused."""
     config = shipped_like_config()
     interrupted(tmp_path, dumped(config))
     keys = leaves(config)
     assert len(keys) > 60
-    passed = set()
+    passed, refused = set(), []
     for key in keys:
         text, name = dumped(edited(config, key)), ".".join(map(str, key))
         try:
@@ -300,7 +333,9 @@ def test_each_config_key_is_compared_on_resume(tmp_path: Path) -> None:
             passed.add(name)
         except CheckpointError as error:
             assert error.exit_code == 4 and f" {name}: " in error.what
-            open_run(tmp_path, text, resume=True, override_resume=[name]).close()
+            refused.append((name, text))
+    for name, text in refused[::8]:
+        open_run(tmp_path, text, resume=True, override_resume=[name]).close()
     assert {name for name in passed if not name.startswith(("evaluation.", "trackers"))} == {
         "output",
         "train.steps",
@@ -350,7 +385,7 @@ def test_write_file_is_whole_or_absent(tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_every_error_here_has_a_way_out(tmp_path: Path) -> None:
     interrupted(tmp_path)
-    for options in ({}, {"resume": True}):
+    for resume in (False, True):
         with pytest.raises(FlowalignError) as caught:
-            open_run(tmp_path, "seed: 1", **options)
+            open_run(tmp_path, "seed: 1", resume=resume)
         assert caught.value.fix
