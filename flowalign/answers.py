@@ -72,14 +72,10 @@ def _tensor(values: object, where: str, num: int) -> Tensor:
 
 def _from_numpy(values: np.ndarray, where: str, num: int) -> Tensor:
     if values.dtype.kind in "OUSV":
-        first = repr(values.reshape(-1)[0].item())[:40] if values.size else "nothing"
-        raise _bad(
-            where,
-            "TYPE",
-            f"dtype {values.dtype}: element 0 is {_kind(values.reshape(-1)[:1].tolist())} {first}, "
-            "expected a number",
-            num,
-        )
+        first = values.reshape(-1)[:1].tolist()
+        shown = repr(first[0])[:40] if first else ""
+        what = f"element 0 is {_kind(first)} {shown}, expected a number"
+        raise _bad(where, "TYPE", f"dtype {values.dtype}: {what}", num)
     if values.dtype.kind == "u" and values.dtype.itemsize > 1:
         values = _signed(values, where, num)
     if values.dtype.kind in "mM" or values.dtype.itemsize > 16:
@@ -126,9 +122,8 @@ def _float32(values: Tensor, where: str, num: int) -> Tensor:
     if values.dtype in INTEGERS:
         whole = values.detach().to("cpu", torch.int64)
         scores = whole.to(torch.float32)
-        # 2^63 rounds up in float32 and would overflow on the way back.
-        exact = (scores.double() == whole.double()) & (whole.abs() <= 2**62)
-        exact &= whole.double().to(torch.int64) == whole
+        # 2^63 - 1 rounds up to 2^63, which would overflow on the way back.
+        exact = (scores < 2.0**63) & (scores.to(torch.int64) == whole)
         if not bool(exact.all()):
             raise _inexact(where, int(whole[~exact][0]), num)
         return scores
