@@ -62,6 +62,8 @@ def call_arguments(
     for name, value in config.call.items():
         check_argument(pipe, parameters, name)
         every[name] = value
+    if "lyrics" in parameters:
+        per_prompt["lyrics"] = every.pop("lyrics", "")
     return Arguments(every=every, per_prompt=per_prompt)
 
 

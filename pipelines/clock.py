@@ -112,9 +112,10 @@ def diffusion_clock(scheduler: Any, alphas_cumprod: Tensor) -> Clock:
 
 
 def trigonometric_clock(scheduler: Any) -> Clock:
-    """EDM preconditioning with sigma_data = 1: t = 2 / pi atan(sigma), which is also its timestep.
+    """EDM preconditioning with sigma_data = 1: t = 2 / pi atan(sigma).
 
-    The network sees c_in (x0 + sigma eps) = cos x0 + sin eps (arXiv 2206.00364, table 1).
+    The network sees c_in (x0 + sigma eps) = cos x0 + sin eps (arXiv 2206.00364, table 1); its
+    timestep is the scheduler's own function of sigma.
     """
     config = scheduler.config
     if config.prediction_type != "v_prediction" or config.sigma_data != 1.0:
@@ -126,7 +127,8 @@ def trigonometric_clock(scheduler: Any) -> Clock:
         )
 
     def timestep(t: Tensor) -> Tensor:
-        return t.to(torch.float32)
+        sigma = torch.tan(0.5 * torch.pi * t)
+        return scheduler.precondition_noise(sigma.to(torch.float32))
 
     def levels(scheduled: Any) -> Tensor:
         sigmas = scheduled.sigmas.to("cpu", torch.float64)

@@ -18,7 +18,6 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from flowalign.errors import ConfigError
 from flowalign.types import Cond
 
 Path = tuple[int, ...]
@@ -173,32 +172,10 @@ def padded(row: Tensor, length: int) -> Tensor:
     return torch.cat([row, row.new_zeros(row.shape[0], missing, *row.shape[2:])], dim=1)
 
 
-def check_layout(plan: Layout, conds: Sequence[Cond], pair: Any, where: str) -> None:
-    """Raise ConfigError unless single answers put together equal the answer for both."""
-    composed = leaves(answers_for(Cond.cat(conds), plan))
-    for path, value in leaves(pair).items():
-        ours = composed[path]
-        same = (
-            all(torch.equal(a, b) for a, b in zip(ours, value, strict=True))
-            if is_items(value)
-            else close(ours, value)
-            if isinstance(value, Tensor)
-            else True
-        )
-        if not same:
-            raise ConfigError(
-                "MODEL-PROOF",
-                where,
-                f"value {path} of encode_prompt for two prompts is not that of each prompt alone",
-                "this class needs a special file in pipelines/",
-            )
-
-
-def close(ours: Any, value: Tensor) -> bool:
-    """Equal shape, and equal up to the rounding that another batch size brings."""
-    if not isinstance(ours, Tensor) or ours.shape != value.shape:
-        return False
-    if not value.is_floating_point():
-        return torch.equal(ours, value)
-    tolerance = 8 * torch.finfo(value.dtype).eps ** 0.75 * float(value.abs().max())
-    return bool(((ours.double() - value.double()).abs() <= tolerance).all())
+def rows_by_length(cond: Cond, plan: Layout) -> list[list[int]]:
+    """Rows of `cond` in groups of equal length."""
+    groups: dict[tuple[int, ...], list[int]] = {}
+    ragged = [cond.batched[each.name] for each in plan.leaves if each.kind == "ragged"]
+    for row in range(cond.size):
+        groups.setdefault(tuple(value[row].shape[1] for value in ragged), []).append(row)
+    return list(groups.values())

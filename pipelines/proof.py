@@ -30,10 +30,11 @@ class Heard:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Proof:
-    """What was measured: largest difference of prediction and of decoding, relative to scale."""
+    """The largest differences that were measured, each relative to the largest value."""
 
-    prediction: float
-    decoding: float
+    prediction: float  # asked again alone, against the pipeline's own loop
+    decoding: float  # decoded again, against what the loop decoded
+    batch: float  # two prompts together, against each alone
 
 
 def prove(generator: TracedGenerator, *, num_steps: int) -> Proof:
@@ -66,7 +67,39 @@ def prove(generator: TracedGenerator, *, num_steps: int) -> Proof:
     seen = difference(again, media)
     if not within(seen, media):
         refuse(generator, f"decoded again, the result differs by {seen:.1e} of its size")
-    return Proof(prediction=worst, decoding=seen)
+    return Proof(prediction=worst, decoding=seen, batch=prove_batch(generator, levels[0]))
+
+
+def prove_batch(generator: TracedGenerator, level: Tensor) -> float:
+    """Compare the predictions for two prompts together with those for each alone.
+
+    Where they differ because the network sees the padding of the shorter prompt, prompts of
+    different length are kept apart from here on.
+    """
+    allowed = torch.finfo(generator.dtype).eps ** 0.6
+    seen = batch_difference(generator, level)
+    if not seen <= allowed and any(each.kind == "ragged" for each in generator.plan.leaves):
+        generator.apart = True
+        seen = batch_difference(generator, level)
+    if not seen <= allowed:
+        refuse(
+            generator,
+            f"the predictions for two prompts differ from those for each alone by {seen:.1e} of"
+            " their size",
+        )
+    return seen
+
+
+@torch.no_grad()
+def batch_difference(generator: TracedGenerator, level: Tensor) -> float:
+    """Largest relative difference between predictions together and alone."""
+    cond = generator.encode(PROBES)
+    random = torch.Generator().manual_seed(0)
+    x = torch.randn(len(PROBES), *generator.latent_shape, generator=random)
+    together = generator.predict(x, level, cond)
+    rows = [torch.tensor([i]) for i in range(len(PROBES))]
+    alone = torch.cat([generator.predict(x[row], level, cond.select(row)) for row in rows])
+    return difference(together, alone)
 
 
 @torch.no_grad()

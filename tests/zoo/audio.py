@@ -30,7 +30,7 @@ from transformers import (
 )
 
 from tests.zoo import text
-from tests.zoo.tokenizers import word_tokenizer
+from tests.zoo.tokenizers import roberta_tokenizer, t5_tokenizer, word_tokenizer
 
 
 def oobleck(channels: int) -> AutoencoderOobleck:
@@ -68,7 +68,7 @@ def stable_audio() -> StableAudioPipeline:
         projection_model=StableAudioProjectionModel(
             text_encoder_dim=16, conditioning_dim=16, min_value=0, max_value=32
         ).eval(),
-        tokenizer=word_tokenizer(),  # type: ignore[arg-type]
+        tokenizer=t5_tokenizer(),
         transformer=transformer.eval(),
         scheduler=EDMDPMSolverMultistepScheduler(
             prediction_type="v_prediction", sigma_data=1.0, sigma_schedule="exponential"
@@ -80,7 +80,7 @@ def clap() -> ClapModel:
     """CLAP, of which the text tower conditions and the audio tower ranks."""
     config = ClapConfig(
         text_config={
-            "vocab_size": len(word_tokenizer()),
+            "vocab_size": len(roberta_tokenizer()),
             "hidden_size": 16,
             "intermediate_size": 16,
             "num_hidden_layers": 1,
@@ -164,8 +164,8 @@ def audioldm2() -> AudioLDM2Pipeline:
         text_encoder_2=text.t5(),
         projection_model=AudioLDM2ProjectionModel(16, 16, 16).eval(),
         language_model=language_model.eval(),
-        tokenizer=word_tokenizer(),  # type: ignore[arg-type]
-        tokenizer_2=word_tokenizer(),  # type: ignore[arg-type]
+        tokenizer=roberta_tokenizer(),
+        tokenizer_2=t5_tokenizer(),
         feature_extractor=ClapFeatureExtractor(feature_size=32, sampling_rate=800),
         unet=unet.eval(),
         scheduler=DDIMScheduler(),  # type: ignore[arg-type]

@@ -12,9 +12,9 @@ from diffusers import (
     AutoencoderKLQwenImage,
     DDIMScheduler,
     EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
     Flux2KleinPipeline,
     Flux2Transformer2DModel,
-    FlowMatchEulerDiscreteScheduler,
     FluxPipeline,
     FluxTransformer2DModel,
     Lumina2Pipeline,
@@ -35,7 +35,7 @@ from diffusers import (
 )
 
 from tests.zoo import text
-from tests.zoo.tokenizers import clip_tokenizer, word_tokenizer
+from tests.zoo.tokenizers import clip_tokenizer, t5_tokenizer, word_tokenizer
 
 
 def vae(*, shift: float | None = None, levels: int = 2) -> AutoencoderKL:
@@ -177,7 +177,7 @@ def flux() -> FluxPipeline:
         text_encoder=text.clip_text(),
         tokenizer=clip_tokenizer(),
         text_encoder_2=text.t5(),
-        tokenizer_2=word_tokenizer(),  # type: ignore[arg-type]
+        tokenizer_2=t5_tokenizer(),
         transformer=transformer.eval(),
     )
 
@@ -351,7 +351,7 @@ def aura_flow() -> AuraFlowPipeline:
         pos_embed_max_size=64,
     )
     return AuraFlowPipeline(
-        tokenizer=word_tokenizer(),  # type: ignore[arg-type]
+        tokenizer=t5_tokenizer(),
         text_encoder=text.umt5(),
         vae=vae(),
         transformer=transformer.eval(),
@@ -373,7 +373,7 @@ def pixart_sigma() -> PixArtSigmaPipeline:
         caption_channels=16,
     )
     return PixArtSigmaPipeline(
-        tokenizer=word_tokenizer(),  # type: ignore[arg-type]
+        tokenizer=t5_tokenizer(),
         text_encoder=text.t5(),
         vae=vae(),
         transformer=transformer.eval(),

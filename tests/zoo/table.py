@@ -51,8 +51,10 @@ ZOO = {
     "wan21": Specimen(build=video.wan21, resolution=16, num_frames=5, call=SHORT),
     "wan22": Specimen(build=video.wan22, resolution=16, num_frames=5, call=SHORT),
     "ltx": Specimen(build=video.ltx, resolution=32, num_frames=5, call=SHORT),
-    "cogvideox": Specimen(build=video.cogvideox, resolution=32, num_frames=5, call=SHORT),
-    "hunyuan_video": Specimen(build=video.hunyuan_video, resolution=32, num_frames=5),
+    "cogvideox": Specimen(build=video.cogvideox, resolution=32, num_frames=9, call=SHORT),
+    "hunyuan_video": Specimen(
+        build=video.hunyuan_video, guidance_scale=6.0, resolution=32, num_frames=5
+    ),
     "mochi": Specimen(build=video.mochi, resolution=16, num_frames=7, call=SHORT),
     "stable_audio": Specimen(build=audio.stable_audio),
     "audioldm2": Specimen(build=audio.audioldm2, call={"audio_length_in_s": 0.08}),

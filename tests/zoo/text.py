@@ -20,30 +20,30 @@ from transformers import (
     UMT5EncoderModel,
 )
 
-from tests.zoo.tokenizers import clip_tokenizer, word_tokenizer
+from tests.zoo.tokenizers import clip_tokenizer, t5_tokenizer, word_tokenizer
 
 WIDTH = 16
 
 
-def clip_config(projection: int = 16) -> CLIPTextConfig:
-    """Two layers of width 16, 16 positions."""
+def clip_config(length: int = 16) -> CLIPTextConfig:
+    """Two layers of width 16, `length` positions."""
     return CLIPTextConfig(
         vocab_size=len(clip_tokenizer()),
         hidden_size=WIDTH,
         intermediate_size=WIDTH,
-        projection_dim=projection,
+        projection_dim=WIDTH,
         num_hidden_layers=2,
         num_attention_heads=2,
-        max_position_embeddings=16,
+        max_position_embeddings=length,
         bos_token_id=0,
         eos_token_id=1,
         pad_token_id=1,
     )
 
 
-def clip_text() -> CLIPTextModel:
+def clip_text(length: int = 16) -> CLIPTextModel:
     """CLIP's text tower."""
-    return CLIPTextModel(clip_config()).eval()
+    return CLIPTextModel(clip_config(length)).eval()
 
 
 def clip_text_projected() -> CLIPTextModelWithProjection:
@@ -54,7 +54,7 @@ def clip_text_projected() -> CLIPTextModelWithProjection:
 def t5() -> T5EncoderModel:
     """T5's encoder."""
     config = T5Config(
-        vocab_size=len(word_tokenizer()),
+        vocab_size=len(t5_tokenizer()),
         d_model=WIDTH,
         d_kv=8,
         d_ff=WIDTH,
@@ -67,7 +67,7 @@ def t5() -> T5EncoderModel:
 def umt5() -> UMT5EncoderModel:
     """UMT5's encoder."""
     config = UMT5Config(
-        vocab_size=len(word_tokenizer()),
+        vocab_size=len(t5_tokenizer()),
         d_model=WIDTH,
         d_kv=8,
         d_ff=WIDTH,

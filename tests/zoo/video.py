@@ -26,7 +26,7 @@ from diffusers import (
 
 from tests.zoo import text
 from tests.zoo.image import flow
-from tests.zoo.tokenizers import clip_tokenizer, word_tokenizer
+from tests.zoo.tokenizers import clip_tokenizer, t5_tokenizer, word_tokenizer
 
 
 def wan_vae() -> AutoencoderKLWan:
@@ -64,7 +64,7 @@ def wan21() -> WanPipeline:
     """Wan 2.1: one network, guidance in two calls."""
     torch.manual_seed(0)
     return WanPipeline(
-        tokenizer=word_tokenizer(),
+        tokenizer=t5_tokenizer(),
         text_encoder=text.umt5(),
         vae=wan_vae(),
         scheduler=flow(),
@@ -76,7 +76,7 @@ def wan22() -> WanPipeline:
     """Wan 2.2: one expert above level 0.875 and one below, UniPC with flow sigmas."""
     torch.manual_seed(0)
     return WanPipeline(
-        tokenizer=word_tokenizer(),
+        tokenizer=t5_tokenizer(),
         text_encoder=text.umt5(),
         vae=wan_vae(),
         scheduler=UniPCMultistepScheduler(  # type: ignore[arg-type]
@@ -121,7 +121,7 @@ def ltx() -> LTXPipeline:
         scheduler=flow(),
         vae=autoencoder.eval(),
         text_encoder=text.t5(),
-        tokenizer=word_tokenizer(),  # type: ignore[arg-type]
+        tokenizer=t5_tokenizer(),
         transformer=transformer.eval(),
     )
 
@@ -139,7 +139,7 @@ def cogvideox() -> CogVideoXPipeline:
         num_layers=1,
         sample_width=4,
         sample_height=4,
-        sample_frames=5,
+        sample_frames=9,
         patch_size=2,
         max_text_seq_length=16,
     )
@@ -153,7 +153,7 @@ def cogvideox() -> CogVideoXPipeline:
         temporal_compression_ratio=4,
     )
     return CogVideoXPipeline(
-        tokenizer=word_tokenizer(),  # type: ignore[arg-type]
+        tokenizer=t5_tokenizer(),
         text_encoder=text.t5(),
         vae=autoencoder.eval(),
         transformer=transformer.eval(),
@@ -191,7 +191,7 @@ def hunyuan_video() -> HunyuanVideoPipeline:
         transformer=transformer.eval(),
         vae=autoencoder.eval(),
         scheduler=flow(7.0),
-        text_encoder_2=text.clip_text(),
+        text_encoder_2=text.clip_text(77),  # the pipeline pads to 77
         tokenizer_2=clip_tokenizer(),
     )
 
@@ -205,24 +205,22 @@ def mochi() -> MochiPipeline:
         attention_head_dim=8,
         num_layers=2,
         pooled_projection_dim=16,
-        in_channels=4,
+        in_channels=12,
         text_embed_dim=16,
         time_embed_dim=4,
         max_sequence_length=16,
     )
     autoencoder = AutoencoderKLMochi(
-        latent_channels=4,
+        latent_channels=12,
         out_channels=3,
         encoder_block_out_channels=(32, 32, 32, 32),  # 32 groups are fixed
         decoder_block_out_channels=(32, 32, 32, 32),
         layers_per_block=(1, 1, 1, 1, 1),
-        latents_mean=(0.1, 0.0, -0.1, 0.2),
-        latents_std=(1.0, 1.5, 0.8, 1.2),
     )
     return MochiPipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(invert_sigmas=True),
         vae=autoencoder.eval(),
         text_encoder=text.t5(),
-        tokenizer=word_tokenizer(),  # type: ignore[arg-type]
+        tokenizer=t5_tokenizer(),
         transformer=transformer.eval(),
     )
