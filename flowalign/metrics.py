@@ -18,49 +18,6 @@ from flowalign.errors import CheckpointError, ResourceError, warn
 Value = bool | int | float | str | None
 
 
-class Metrics:
-    """All places a run's numbers go to; without any (the other ranks) it does nothing."""
-
-    def __init__(
-        self,
-        file: MetricsLog | None = None,
-        *,
-        trackers: Sequence[Tracker] = (),
-        progress: Progress | None = None,
-    ) -> None:
-        self._file, self._trackers, self._progress = file, trackers, progress
-
-    def log(self, step: int, row: Mapping[str, Value], *, reward: float, samples: int) -> None:
-        """The row of a training step, and for the line: its mean reward and sample count."""
-        if self._file is not None:
-            self._file.write(step, row)
-        for tracker in self._trackers:
-            tracker.write(step, row)
-        if self._progress is not None:
-            self._progress.update(step, reward=reward, samples=samples)
-
-    def evaluation(self, step: int, row: Mapping[str, Value]) -> None:
-        """Held-out scores: to trackers and the person; eval/step-<n>/ has them for the gallery."""
-        for tracker in self._trackers:
-            tracker.write(step, row)
-        if self._progress is not None:
-            scores = "  ".join(f"{name} {value:.3f}" for name, value in numbers(row).items())
-            self._progress.message(f"evaluation at step {step}: {scores}")
-
-    def sync(self) -> None:
-        """Have the rows on the disk; called before a checkpoint relies on them."""
-        if self._file is not None:
-            self._file.sync()
-
-    def close(self) -> None:
-        if self._file is not None:
-            self._file.close()
-        for tracker in self._trackers:
-            tracker.close()
-        if self._progress is not None:
-            self._progress.close()
-
-
 class MetricsLog:
     """metrics.jsonl: one JSON object per training step, complete when `write` returns.
 

@@ -17,7 +17,6 @@ import pytest
 from flowalign import metrics as metrics_module
 from flowalign.errors import CheckpointError, FlowalignWarning, ResourceError
 from flowalign.metrics import (
-    Metrics,
     MetricsLog,
     Progress,
     Value,
@@ -112,14 +111,11 @@ def test_tensorboard_shows_the_numbers_of_the_row(tmp_path: Path) -> None:
         trackers = open_trackers(
             ["tensorboard"], tmp_path, run_id="r", config={}, resume_step=resume_step
         )
-        file = MetricsLog(tmp_path / "metrics.jsonl", resume_step=resume_step)
-        metrics = Metrics(file, trackers=trackers)
         for step in range(resume_step + 1, 5):
             row: dict[str, Value] = {"loss": step + resume_step, "note": "text", "ok": True}
-            metrics.log(step, row, reward=0.0, samples=1)
-        metrics.evaluation(4, {"eval/a": 0.5})
-        metrics.sync()
-        metrics.close()
+            trackers[0].write(step, row)
+        trackers[0].write(4, {"eval/a": 0.5})
+        trackers[0].close()
     events = EventAccumulator(str(tmp_path / "tensorboard"), purge_orphaned_data=True)
     events.Reload()
     assert sorted(events.Tags()["scalars"]) == ["eval/a", "loss"]
@@ -160,21 +156,12 @@ def test_wandb_gets_the_numbers_under_the_id_of_the_run(
     monkeypatch.setattr(wandb, "config", Config(), raising=False)
     monkeypatch.setitem(sys.modules, "wandb", wandb)
     accelerate.PartialState()
-    metrics = Metrics(trackers=open_trackers(["wandb"], tmp_path, run_id="r", config={"seed": 0}))
-    metrics.log(1, {"loss": 2.0, "note": "text"}, reward=0.0, samples=1)
-    metrics.close()
+    (tracker,) = open_trackers(["wandb"], tmp_path, run_id="r", config={"seed": 0})
+    tracker.write(1, {"loss": 2.0, "note": "text"})
+    tracker.close()
     assert [name for name, _ in calls] == ["init", "config", "log", "finish"]
     assert calls[0][1]["id"] == "r" and calls[0][1]["resume"] == "allow"
     assert calls[1][1] == {"seed": 0} and calls[2][1] == {"step": 1, "loss": 2.0}
-
-
-def test_other_ranks_are_silent(tmp_path: Path) -> None:
-    metrics = Metrics()
-    metrics.log(1, {"a": 1}, reward=0.0, samples=1)
-    metrics.evaluation(1, {})
-    metrics.sync()
-    metrics.close()
-    assert list(tmp_path.iterdir()) == []
 
 
 class Clock:
