@@ -1,0 +1,185 @@
+"""The short names of what ships: one explicit table, nothing registers itself. Torch-free.
+
+`flowalign list` prints it; `resolve` imports what a name stands for, only when it is asked for.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from flowalign.config.load import shipped_configs
+from flowalign.config.suggest import did_you_mean
+from flowalign.errors import ConfigError
+from flowalign.worlds.shapes import grammar
+from flowalign.worlds.shapes.scene import CATEGORIES
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Entry:
+    """A short name, what it is, and where it lives."""
+
+    name: str
+    doc: str
+    target: str | None = None  # "module:attribute"; None for what is no object
+
+
+ALGORITHMS = (
+    Entry(
+        name="grpo",
+        doc="group-relative policy optimisation of the stochastic steps (Flow-GRPO and relatives)",
+        target="flowalign.algorithms.grpo:GRPO",
+    ),
+    Entry(
+        name="nft",
+        doc="DiffusionNFT: good against bad samples on the forward process, no log-probs needed",
+        target="flowalign.algorithms.nft:NFT",
+    ),
+)
+
+REWARDS = (
+    Entry(
+        name="shapes",
+        doc="exact verifier of the shapes world: soft, hierarchical or strict",
+        target="flowalign.rewards.shapes:from_config",
+    ),
+    Entry(
+        name="clip",
+        doc="CLIP score by transformers: the built-in tiny CLIP, a folder or a Hub id",
+        target="flowalign.rewards.clip:from_config",
+    ),
+    Entry(
+        name="open_clip",
+        doc="CLIP score by open_clip (extra `open_clip`)",
+        target="flowalign.rewards.open_clip:from_config",
+    ),
+    Entry(
+        name="jpeg",
+        doc="size as JPEG in kB; a negative weight asks for compressible pictures",
+        target="flowalign.rewards.jpeg:from_config",
+    ),
+    Entry(
+        name="code",
+        doc="your own: `my_rewards.py:Sharpness` with --allow-code my_rewards.py",
+        target="flowalign.user_code:load_reward",
+    ),
+)
+
+SAMPLERS = (
+    Entry(
+        name="ddim",
+        doc="DDIM-eta on any path; keeps the marginals for every schedule; the default",
+        target="flowalign.samplers.ddim:DDIM",
+    ),
+    Entry(
+        name="flow_sde",
+        doc="Flow-GRPO's SDE of rectified flows",
+        target="flowalign.samplers.flow_sde:FlowSDE",
+    ),
+    Entry(
+        name="cps",
+        doc="coefficients-preserving sampling (Flow-CPS)",
+        target="flowalign.samplers.cps:CPS",
+    ),
+    Entry(
+        name="dance",
+        doc="DanceGRPO's SDE",
+        target="flowalign.samplers.dance:Dance",
+    ),
+    Entry(
+        name="ode",
+        doc="deterministic; for nft and for evaluation",
+        target="flowalign.samplers.ode:ODE",
+    ),
+)
+
+SCHEDULES = (
+    Entry(
+        name="constant",
+        doc="the same noise level at every step",
+        target="flowalign.config.sampling:ConstantNoise",
+    ),
+    Entry(
+        name="linear",
+        doc="falls linearly over the trajectory",
+        target="flowalign.config.sampling:LinearNoise",
+    ),
+    Entry(
+        name="cosine",
+        doc="falls as a half cosine; the usual decaying schedule",
+        target="flowalign.config.sampling:CosineNoise",
+    ),
+    Entry(
+        name="exponential",
+        doc="falls exponentially; `rate` 3 to 5",
+        target="flowalign.config.sampling:ExponentialNoise",
+    ),
+    Entry(
+        name="first_k",
+        doc="noise in the first k steps only",
+        target="flowalign.config.sampling:FirstKNoise",
+    ),
+    Entry(
+        name="hicogen",
+        doc="cosine between eta_max and eta_min (HiCoGen)",
+        target="flowalign.config.sampling:HiCoGenNoise",
+    ),
+    Entry(
+        name="window",
+        doc="noise in a moving or fixed window of steps (MixGRPO, Flow-GRPO-Fast)",
+        target="flowalign.config.sampling:WindowNoise",
+    ),
+)
+
+
+def configs() -> tuple[Entry, ...]:
+    """The shipped configs; what each is stands in its first line."""
+    return tuple(
+        Entry(name=name, doc=path.read_text(encoding="utf-8").split("\n", 1)[0].lstrip("# "))
+        for name, path in shipped_configs().items()
+    )
+
+
+def prompt_sets() -> tuple[Entry, ...]:
+    """The built-in prompts, with how many there are of each category."""
+    entries = []
+    for split in grammar.SPLITS:
+        counts = {name: len(grammar.prompts(split, name)) for name in CATEGORIES}
+        listed = ", ".join(f"{count} {name}" for name, count in counts.items())
+        entries.append(Entry(name=f"shapes:{split}", doc=f"{sum(counts.values())}: {listed}"))
+    files = Entry(name="FILE.txt, FILE.jsonl", doc="a prompt a line; or a key `prompt` a line")
+    return (*entries, files)
+
+
+def pipelines() -> tuple[Entry, ...]:
+    """The pipeline classes of diffusers that were tried, and how each of them works."""
+    families = importlib.import_module("flowalign.families").FAMILIES
+    return tuple(Entry(name=family.name, doc=family.status) for family in families)
+
+
+KINDS: Mapping[str, Callable[[], tuple[Entry, ...]]] = {
+    "algorithms": lambda: ALGORITHMS,
+    "rewards": lambda: REWARDS,
+    "samplers": lambda: SAMPLERS,
+    "schedules": lambda: SCHEDULES,
+    "pipelines": pipelines,
+    "configs": configs,
+    "prompts": prompt_sets,
+}
+
+
+def resolve(kind: str, name: str) -> Any:
+    """The object that the short name stands for, imported now.
+
+    Raises ConfigError with the nearest name for one that is not in the table.
+    """
+    table = {entry.name: entry for entry in KINDS[kind]()}
+    if name not in table:
+        what = f"unknown name '{name}'"
+        raise ConfigError("CFG-CHOICE", kind, what, did_you_mean(name, table))
+    target = table[name].target
+    assert target is not None, f"{kind} have no objects"
+    module, attribute = target.split(":")
+    return getattr(importlib.import_module(module), attribute)

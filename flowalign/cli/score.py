@@ -1,0 +1,77 @@
+"""`flowalign score`: rewards of files that exist."""
+
+from __future__ import annotations
+
+import argparse
+import json
+
+from flowalign.cli.options import Parser, count, option
+from flowalign.cli.train import add_allow_code
+from flowalign.config.load import config_from_mapping
+from flowalign.config.rewards import RewardConfig
+
+HELP = "score pictures, videos or sound with rewards"
+EXAMPLE = """\
+examples:
+  flowalign score --rewards clip,shapes --prompt "a red circle" a.png b.png
+  flowalign score --rewards shapes out/manifest.jsonl -o scores.jsonl   # from `flowalign sample`
+  flowalign score --rewards my_rewards.py:Sharpness --allow-code my_rewards.py out
+"""
+
+
+def add_options(parser: Parser) -> None:
+    """Arguments of `flowalign score`."""
+    parser.add_argument(
+        "inputs", nargs="+", metavar="FILE", help="media files, manifests, or folders with one"
+    )
+    option(
+        parser,
+        "--rewards",
+        required=True,
+        metavar="NAMES",
+        help="names of `flowalign list rewards`, or file.py:Name, with commas between",
+    )
+    option(parser, "--prompt", metavar="TEXT", help="the prompt of files that are named directly")
+    option(parser, "--output", "-o", metavar="FILE", help="write the rows as JSON lines")
+    option(parser, "--device", default="cpu", metavar="NAME", help="cpu (default), cuda, cuda:N")
+    option(parser, "--batch-size", type=count, default=64, metavar="N", help="default 64")
+    option(
+        parser,
+        "--failure",
+        choices=("raise", "drop"),
+        default="raise",
+        help="a reward that fails for a file: stop (default), or leave its score out",
+    )
+    add_allow_code(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print a row for each file, then the means."""
+    rewards = chosen_rewards(args.rewards, args.allow_code)
+    from flowalign.scoring_session import score_files
+
+    report = score_files(
+        args.inputs,
+        rewards,
+        prompt=args.prompt,
+        output=args.output,
+        allow_code=args.allow_code,
+        device=args.device,
+        failure=args.failure,
+        batch_size=args.batch_size,
+    )
+    if args.output is None:
+        for row in report.rows:
+            print(json.dumps(row, ensure_ascii=False))
+    for name, found in report.summary.items():
+        mean = "no score" if found["mean"] is None else f"mean {found['mean']:.4f}"
+        spread = "" if found["std"] is None else f" std {found['std']:.4f}"
+        masked = f", {found['masked']} masked" if found["masked"] else ""
+        print(f"{name}: {mean}{spread} of {found['n']}{masked}")
+    return 0
+
+
+def chosen_rewards(names: str, allow_code: list[str]) -> tuple[RewardConfig, ...]:
+    """Reward sections of the names, checked as in a run."""
+    run = {"output": "unused", "algorithm": "nft", "rewards": names.split(",")}
+    return config_from_mapping(run, source="--rewards", allow_code=allow_code).rewards
