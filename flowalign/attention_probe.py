@@ -166,13 +166,11 @@ def explain(version: str, problem: str, torch_cuda: str | None) -> tuple[str, st
             "install a CUDA build of torch, or stay with SDPA",
         )
     if "libcudart.so.12" in problem and not torch_cuda.startswith("12"):
-        short = torch_cuda.replace(".", "")
         return (
             f"{version} cannot load: it needs libcudart.so.12 (CUDA 12), torch brings CUDA "
             f"{torch_cuda}, so every call would say it was built without CUDA",
-            "install the build for CUDA 13 (pip install --force-reinstall --no-deps xformers "
-            f"--index-url https://download.pytorch.org/whl/cu130; torch is cu{short}), or pip "
-            "install nvidia-cuda-runtime-cu12 and put its libcudart.so.12 into LD_PRELOAD",
+            "install its CUDA 13 build from PyTorch's own wheel index (cu130), or "
+            "pip install nvidia-cuda-runtime-cu12 and put its libcudart.so.12 into LD_PRELOAD",
         )
     return f"{version} cannot load: {problem}", "reinstall it for this torch, or stay with SDPA"
 
