@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from flowalign.cli.options import Parser, option
 
@@ -19,13 +18,32 @@ def add_options(parser: Parser) -> None:
     parser.add_argument("runs", nargs="+", metavar="RUN", help="directories of training runs")
     option(parser, "--output", "-o", required=True, metavar="DIR", help="where the page goes")
     option(parser, "--title", metavar="TEXT", help="the page's title")
+    parser.add_argument(
+        "--name", action="append", metavar="TEXT", help="name of a run, in their order (repeatable)"
+    )
+    option(
+        parser,
+        "--steps",
+        default="auto",
+        metavar="WHICH",
+        help="auto (default), all, ends, or numbers with commas: 0,50,100",
+    )
+    parser.add_argument(
+        "--strict", action="store_true", help="a missing picture is an error, not a gap"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     """Build the page and say where it is."""
-    from flowalign.gallery.page import build_gallery
+    from flowalign.gallery import build_gallery, parse_steps
 
-    runs = [Path(name) for name in args.runs]
-    options = {} if args.title is None else {"title": args.title}
-    print(build_gallery(runs, Path(args.output), **options))
+    page = build_gallery(
+        args.runs,
+        args.output,
+        title=args.title,
+        names=args.name,
+        steps=parse_steps(args.steps),
+        strict=args.strict,
+    )
+    print(page)
     return 0

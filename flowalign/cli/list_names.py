@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from flowalign.catalog import KINDS
-from flowalign.cli.options import Parser, known_command
+from flowalign.cli.options import Parser, known_name
 
 HELP = "list algorithms, rewards, samplers, schedules, pipelines, configs or prompts"
 EXAMPLE = """\
@@ -22,7 +22,7 @@ def add_options(parser: Parser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print a line for each name."""
-    known_command(args.kind, tuple(KINDS), "flowalign list")
+    known_name(args.kind, tuple(KINDS), "flowalign list", "kind")
     entries = KINDS[args.kind]()
     width = max(len(entry.name) for entry in entries)
     for entry in entries:

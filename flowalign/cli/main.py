@@ -23,7 +23,7 @@ from flowalign.cli import (
     score,
     train,
 )
-from flowalign.cli.options import Parser, known_command
+from flowalign.cli.options import Parser, known_name
 from flowalign.errors import (
     EXIT_INTERRUPTED,
     EXIT_OK,
@@ -49,6 +49,7 @@ COMMANDS: dict[str, ModuleType] = {
     "config": config_files,
 }
 
+DEBUG = "show the traceback of an error"
 EXAMPLE = """\
 example:
   flowalign demo                      # train, compare, open a gallery: minutes on a laptop
@@ -87,7 +88,7 @@ def run(arguments: list[str]) -> int:
     parser, commands = build()
     first = next((word for word in arguments if not word.startswith("-")), None)
     if first is not None:
-        known_command(first, list(commands), parser.prog)
+        known_name(first, list(commands), parser.prog, "command")
     try:
         args, extra = parser.parse_known_args(arguments)
     except SystemExit as done:
@@ -106,6 +107,7 @@ def build() -> tuple[Parser, dict[str, Parser]]:
         description="Post-training and steering of diffusion and flow generators.",
         epilog=EXAMPLE,
     )
+    parser.add_argument("--debug", action="store_true", help=DEBUG)
     parser.add_argument("--version", action="version", version=f"flowalign {__version__}")
     found = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
     commands: dict[str, Parser] = {}
@@ -115,7 +117,7 @@ def build() -> tuple[Parser, dict[str, Parser]]:
         )
         assert isinstance(command, Parser)
         module.add_options(command)
-        command.add_argument("--debug", action="store_true", help="show the traceback of an error")
+        command.add_argument("--debug", action="store_true", help=DEBUG)
         commands[name] = command
     return parser, commands
 

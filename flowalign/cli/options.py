@@ -11,6 +11,9 @@ from flowalign.config.suggest import did_you_mean, nearest
 from flowalign.errors import ConfigError
 
 
+BEHIND_DASHES = "; a path that starts with `-` goes behind ` -- `"
+
+
 class Parser(argparse.ArgumentParser):
     """argparse without abbreviations, whose errors are `ConfigError`s (exit 2)."""
 
@@ -21,7 +24,10 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Usage, then one error line."""
         usage = self.format_usage().strip().splitlines()
-        raise ConfigError("CLI-USAGE", self.prog, message, f"see `{self.prog} --help`", usage)
+        fix = f"see `{self.prog} --help`"
+        if "required" in message:
+            fix += BEHIND_DASHES
+        raise ConfigError("CLI-USAGE", self.prog, message, fix, usage)
 
     def options(self) -> list[str]:
         """Every option string."""
@@ -37,7 +43,7 @@ class Parser(argparse.ArgumentParser):
         near = nearest(name, self.options(), cutoff=0.7)
         fix = f"did you mean {near}?" if near else f"see `{self.prog} --help`"
         if not name.startswith("--"):
-            fix += "; a path that starts with `-` goes behind ` -- `"
+            fix += BEHIND_DASHES
         raise ConfigError("CLI-USAGE", self.prog, f"unknown option {name}", fix)
 
 
@@ -88,8 +94,8 @@ def _integer(text: str) -> int:
         raise argparse.ArgumentTypeError(f"must be an integer, got {show(text)}") from None
 
 
-def known_command(name: str, commands: Sequence[str], prog: str) -> None:
-    """ConfigError with the nearest command when `name` is none."""
-    if name not in commands:
-        fix = did_you_mean(name, commands)
-        raise ConfigError("CLI-USAGE", prog, f"unknown name {show(name)}", fix)
+def known_name(name: str, names: Sequence[str], prog: str, kind: str) -> None:
+    """ConfigError with the nearest name when `name` is none of them."""
+    if name not in names:
+        fix = did_you_mean(name, names)
+        raise ConfigError("CLI-USAGE", prog, f"unknown {kind} {show(name)}", fix)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from flowalign.cli.options import Parser, count, option, seed
 from flowalign.config.load import config_from_mapping, load_stored_config
@@ -99,7 +100,7 @@ def chosen_model(args: argparse.Namespace) -> tuple[ModelConfig, str | None]:
     return model_section(mapping, sets), lora
 
 
-def model_section(mapping: dict[str, object], sets: list[str]) -> ModelConfig:
+def model_section(mapping: dict[str, Any], sets: list[str]) -> ModelConfig:
     """A checked model section: a run of it alone, so that the messages are a run's."""
     run = {"output": "unused", "algorithm": "nft", "rewards": ["jpeg"], "model": mapping}
     changed, _ = apply_overrides(run, sets)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
 
 from flowalign.cli.options import Parser, count, option, seed
@@ -104,14 +105,13 @@ def run(args: argparse.Namespace) -> int:
 def loaded(args: argparse.Namespace) -> Loaded:
     """The config that the arguments describe."""
     sets = list(args.set)
-    for key, value in (
+    given = (
         ("output", args.output),
         ("seed", args.seed),
         ("train.steps", args.steps),
         ("device", args.device),
-    ):
-        if value is not None:
-            sets.append(f"{key}={value}")
+    )
+    sets += [f"{key}={json.dumps(value)}" for key, value in given if value is not None]
     path = Path(args.config)
     if not args.resume or path.is_file() or args.config in shipped_configs():
         return load_config(args.config, sets, args.allow_code)
@@ -121,5 +121,7 @@ def loaded(args: argparse.Namespace) -> Loaded:
         raise CheckpointError("CKPT-NONE", args.config, what, fix)
     stored = load_config(path / "config.yaml", sets, args.allow_code)
     if args.output is None and Path(stored.config.output).resolve() != path.resolve():
-        return load_config(path / "config.yaml", [*sets, f"output={args.config}"], args.allow_code)
+        return load_config(
+            path / "config.yaml", [*sets, f"output={json.dumps(args.config)}"], args.allow_code
+        )
     return stored

@@ -51,8 +51,8 @@ def _conflict(path: KeyPath, what: str, fix: str) -> Problem:
 
 
 def _output(config: RunConfig) -> Iterator[Problem]:
-    if not config.output.strip() or not config.output.isprintable():
-        what = "must be the path of a directory, without control characters"
+    if not config.output.strip() or "\0" in config.output:
+        what = "must be the path of a directory"
         yield _conflict(("output",), what, "write for example `output: runs/first`")
 
 

@@ -121,7 +121,8 @@ def shipped_configs() -> dict[str, Path]:
 
 def _siblings(path: Path) -> list[Path]:
     folders = dict.fromkeys((path.parent, Path("configs")))
-    return [file for folder in folders if folder.is_dir() for file in sorted(folder.glob("*.yaml"))]
+    found = [file for folder in folders if folder.is_dir() for file in folder.glob("[!.]*.yaml")]
+    return sorted(found)
 
 
 def _listing(folder: Path) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -30,6 +32,9 @@ def parse_override(text: str) -> tuple[KeyPath, Value]:
 def _value(text: str, name: str) -> Value:
     if not text.startswith(("[", "{", '"', "'")):
         return plain_scalar(text)
+    with contextlib.suppress(ValueError):
+        if text.startswith('"'):
+            return json.loads(text)  # a shell script quotes a path best as JSON
     return parse(f"value: {text}", source=f"{ORIGIN}: --set {name}").value["value"]
 
 
