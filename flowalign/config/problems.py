@@ -219,7 +219,9 @@ def _wrong_value(path: KeyPath, value: object, field: FieldInfo, entries: list[A
     bound = next((entry for entry in entries if entry["type"] in _BOUNDS), None)
     if bound is not None:
         name, text = _BOUNDS[bound["type"]]
-        what = f"{text.format(bound['ctx'][name])}{_or_word(annotation)}, got {show(value)}"
+        limit = bound["ctx"][name]
+        shown = int(limit) if limit == int(limit) else limit
+        what = f"{text.format(shown)}{_or_word(annotation)}, got {show(value)}"
         return _problem_at(path, "CFG-RANGE", what, f"give {_with_article(words)}")
     if "finite_number" in kinds:
         what = f"must be a finite number{_or_word(annotation)}, got {show(value)}"
