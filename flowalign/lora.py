@@ -1,7 +1,7 @@
 """Low-rank adapters W + (alpha / r) B A on the denoiser's linear layers (arXiv 2106.09685).
 
 The layers are peft's. Names of weights are `<module index>.<name inside the module>`, because a
-pipeline may have two denoisers.
+pipeline may have two denoisers. Files are those of diffusers, see `flowalign.lora_files`.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
+from diffusers.loaders.peft import PeftAdapterMixin
 from peft import LoraConfig as PeftConfig
 from peft import inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
@@ -25,42 +26,61 @@ FEED_FORWARD = re.compile(r"feed_?forward|mlp|swiglu|glumb|^ffn?(_|$)", re.IGNOR
 ATTENTION = re.compile(r"(attention|attn)(?!s$|\w*block)", re.IGNORECASE)
 
 
-def add_lora(
-    modules: Sequence[nn.Module], config: LoraConfig, *, seed: int, adapter: str = ADAPTER
-) -> list[str]:
+def add_lora(modules: Sequence[nn.Module], config: LoraConfig, *, seed: int) -> list[str]:
     """Add an adapter to each module and return the names of the adapted layers.
 
     The start is the base model exactly (B = 0). A is uniform in +-1/sqrt(fan_in), drawn from
     `seed` and the layer's name, so that the global random state is neither read nor moved.
 
     Raises:
-        ConfigError: a target matches no linear layer.
+        ConfigError: a target matches no linear layer, or a module has an adapter already.
     """
     adapted = []
     for index, module in enumerate(modules):
+        if any(isinstance(layer, LoraLayer) for layer in module.modules()):
+            raise ConfigError(
+                "LORA-PRESENT",
+                type(module).__name__,
+                "the model has an adapter already, and the reference is the model without one",
+                "call pipe.unload_lora_weights(), or pipe.fuse_lora() to make it part of the base",
+            )
         names = target_names(module, config.target_modules)
-        peft_config = PeftConfig(
-            r=config.rank,
-            lora_alpha=config.alpha,  # type: ignore[arg-type]
-            target_modules="|".join(map(re.escape, names)),
-        )
-        with torch.random.fork_rng(devices=[]):
-            inject_adapter_in_model(peft_config, module, adapter)
+        inject(module, names, rank=config.rank, alpha=config.alpha)
         adapted += [f"{index}.{name}" for name in names]
     for name, layer in named_layers(modules):
-        start(layer, adapter, generator(seed, f"lora/{name}"))
+        start(layer, generator(seed, f"lora/{name}"))
     return adapted
 
 
+def inject(module: nn.Module, names: Sequence[str], *, rank: int, alpha: float) -> None:
+    """Put untrained LoRA layers around the linear layers `names`."""
+    config = PeftConfig(
+        r=rank,
+        lora_alpha=alpha,  # type: ignore[arg-type]
+        target_modules=pattern(names),
+    )
+    with torch.random.fork_rng(devices=[]):
+        if isinstance(module, PeftAdapterMixin):
+            module.add_adapter(config, ADAPTER)  # lets pipe.disable_lora() and the like work
+        else:
+            inject_adapter_in_model(config, module, ADAPTER)
+    for _, layer in named_layers([module]):
+        for part in (layer.lora_A, layer.lora_B):
+            part[ADAPTER].weight.data = part[ADAPTER].weight.data.float()
+
+
+def pattern(names: Sequence[str]) -> str:
+    """A pattern for exactly these names; as a list, peft would also take them as endings."""
+    return "|".join(map(re.escape, names))
+
+
 @torch.no_grad()
-def start(layer: LoraLayer, adapter: str, random: torch.Generator) -> None:
-    """A uniform, B zero, both float32 whatever the base's type."""
-    a, b = layer.lora_A[adapter].weight, layer.lora_B[adapter].weight
+def start(layer: LoraLayer, random: torch.Generator) -> None:
+    """A uniform, B zero."""
+    a, b = layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight
     bound = a.shape[1] ** -0.5
-    a.data = ((torch.rand(a.shape, generator=random) * 2 - 1) * bound).to(a.device)
-    b.data = torch.zeros(b.shape, device=b.device)
-    a.requires_grad_(True)
-    b.requires_grad_(True)
+    a.copy_((torch.rand(a.shape, generator=random) * 2 - 1) * bound)
+    b.zero_()
 
 
 def target_names(module: nn.Module, targets: Sequence[str]) -> list[str]:
@@ -209,7 +229,8 @@ def merged_lora(modules: Sequence[nn.Module]) -> Iterator[None]:
     bases = [base_weight(layer) for layer in layers]
     kept = [base.data for base in bases]
     merged = [
-        base.data + delta(layer).to(base.dtype) for base, layer in zip(bases, layers, strict=True)
+        (weight.float() + delta(layer)).to(weight.dtype)
+        for weight, layer in zip(kept, layers, strict=True)
     ]
     for base, weight in zip(bases, merged, strict=True):
         base.data = weight

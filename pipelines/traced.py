@@ -18,6 +18,7 @@ from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from torch import Tensor
 
 from flowalign.errors import HealthError
+from flowalign.lora_files import denoisers_of
 from flowalign.pipelines.arguments import Arguments
 from flowalign.pipelines.clock import Clock, clock_of
 from flowalign.pipelines.conditions import (
@@ -34,7 +35,6 @@ from flowalign.protocols import Path
 from flowalign.types import Cond, Modality
 
 PROBES = ("a", "a red circle")
-DENOISERS = ("transformer", "transformer_2", "unet")
 
 
 class TracedGenerator:
@@ -220,9 +220,7 @@ class TracedGenerator:
 
     def denoisers(self) -> Sequence[torch.nn.Module]:
         """The denoiser, or both experts."""
-        components = self.pipe.components
-        found = [components[name] for name in DENOISERS if components.get(name) is not None]
-        return [module for module in found if isinstance(module, torch.nn.Module)]
+        return list(denoisers_of(self.pipe).values())
 
 
 def device_of(module: torch.nn.Module) -> torch.device:

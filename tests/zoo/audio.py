@@ -33,16 +33,16 @@ from tests.zoo import text
 from tests.zoo.tokenizers import roberta_tokenizer, t5_tokenizer, word_tokenizer
 
 
-def oobleck(channels: int) -> AutoencoderOobleck:
-    """Eight samples a latent, 800 Hz stereo."""
+def oobleck(rate: int) -> AutoencoderOobleck:
+    """Eight samples a latent, stereo."""
     return AutoencoderOobleck(
         encoder_hidden_size=8,
         decoder_channels=8,
-        decoder_input_channels=channels,
+        decoder_input_channels=4,
         audio_channels=2,
         downsampling_ratios=[2, 4],
         channel_multiples=[1, 1],
-        sampling_rate=800,
+        sampling_rate=rate,
     ).eval()
 
 
@@ -63,7 +63,7 @@ def stable_audio() -> StableAudioPipeline:
         cross_attention_input_dim=16,
     )
     return StableAudioPipeline(
-        vae=oobleck(4),
+        vae=oobleck(800),
         text_encoder=text.t5(),
         projection_model=StableAudioProjectionModel(
             text_encoder_dim=16, conditioning_dim=16, min_value=0, max_value=32
@@ -198,7 +198,7 @@ def ace_step() -> AceStepPipeline:
         num_timbre_encoder_hidden_layers=1,
     )
     return AceStepPipeline(
-        vae=oobleck(4),
+        vae=oobleck(80),  # 30 s of silence are encoded each time
         text_encoder=text.qwen3().model,
         tokenizer=word_tokenizer(),
         transformer=transformer.eval(),

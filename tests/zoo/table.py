@@ -58,5 +58,5 @@ ZOO = {
     "mochi": Specimen(build=video.mochi, resolution=16, num_frames=7, call=SHORT),
     "stable_audio": Specimen(build=audio.stable_audio),
     "audioldm2": Specimen(build=audio.audioldm2, call={"audio_length_in_s": 0.08}),
-    "ace_step": Specimen(build=audio.ace_step, guidance_scale=1.0, call={"audio_duration": 0.2}),
+    "ace_step": Specimen(build=audio.ace_step, guidance_scale=1.0, call={"audio_duration": 2.0}),
 }
