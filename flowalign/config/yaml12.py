@@ -152,13 +152,14 @@ class _Builder:
         text = node.value
         if not text and node.style is None:
             what, fix = "has no value", "give one, write `null` for none, or remove the line"
-            raise ConfigError("CFG-TYPE", f"{self._line(node)}: {dotted(path)}", what, fix)
+            raise ConfigError("CFG-TYPE", f"{self._key_line(path)}: {dotted(path)}", what, fix)
         if self.expand is not None:
-            text = self.expand(text, f"{self._line(node)}: {dotted(path)}")
+            text = self.expand(text, f"{self._key_line(path)}: {dotted(path)}")
         return plain_scalar(text) if node.style is None else text
 
-    def _line(self, node: Node) -> str:
-        return f"{self.source}:{node.start_mark.line + 1}"
+    def _key_line(self, path: KeyPath) -> str:
+        # The key's: an empty value begins wherever the next token stands.
+        return f"{self.source}:{self.lines[path]}" if path in self.lines else self.source
 
     def _refuse_cleverness(self, node: Node, path: KeyPath) -> None:
         if node.anchor is not None:

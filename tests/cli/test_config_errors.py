@@ -112,8 +112,11 @@ ROWS = {
     ),
     "no output": (("output: unused\n", ""), "output: is missing; add `output: ...`"),
     "empty output": (("output: unused", "output: ''"), "must be the path of a directory"),
-    "cps above 1": (("name: ddim\n  num_steps: 8\n  noise_level: 0.5",
-                     "name: cps\n  num_steps: 8\n  noise_level: 1.5"), "must be <= 1 for sampler cps"),
+    "cps above 1": (
+        ("  name: ddim", "  name: cps"),
+        ("noise_level: 0.5", "noise_level: 1.5"),
+        "must be <= 1 for sampler cps",
+    ),
     "warm-up": (("save_every: 10", "warmup_steps: 21"), "warm-up of 21 updates in a run of 20"),
     "updates": (("beta: 0.01", "updates_per_rollout: 17"), "17 updates from a rollout of 16"),
     "pipeline's key": (("  guidance_scale: 1.0", "  call: {height: 64}"), "model.resolution"),
