@@ -12,7 +12,7 @@ from flowalign.algorithms import algorithm as algorithm_named
 from flowalign.config.schema import RunConfig
 from flowalign.errors import DataError
 from flowalign.evaluation import chosen_prompts
-from flowalign.lora import import_lora
+from flowalign.lora_files import import_lora
 from flowalign.pipelines.guidance import DetachedGuidance
 from flowalign.pipelines.load import load_pipeline, make_generator
 from flowalign.policy import TrainedPolicy, copied, full_policy, lora_policy

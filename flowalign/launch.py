@@ -16,7 +16,7 @@ from flowalign.config.load import load_stored_config
 from flowalign.config.schema import RunConfig
 from flowalign.errors import CheckpointError
 from flowalign.evaluation import drop_later
-from flowalign.lora import export_lora
+from flowalign.lora_files import export_lora
 from flowalign.metrics import MetricsLog, Progress, open_trackers
 from flowalign.processes import start_processes
 from flowalign.run_directory import RunDirectory, open_run

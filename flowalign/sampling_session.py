@@ -8,7 +8,7 @@ from pathlib import Path
 
 from flowalign.config.schema import ModelConfig, PromptsConfig
 from flowalign.errors import DataError, ResourceError
-from flowalign.lora import import_lora
+from flowalign.lora_files import import_lora
 from flowalign.media import save_media
 from flowalign.pipelines.load import load_pipeline, make_generator
 from flowalign.processes import start_processes
