@@ -101,9 +101,7 @@ def levels_of_ratios(path: VariancePreserving, ratios: Tensor) -> Tensor:
 
     Raises nothing for ratios outside the table: they are an `AssertionError`.
     """
-    final = torch.tensor([path.final_alpha_cumprod], dtype=torch.float64)
-    falling = torch.cat([final, path.alphas_cumprod.double().cpu()])
-    wanted = 1.0 / (1.0 + ratios.double().square())
+    falling, wanted = path.table, 1.0 / (1.0 + ratios.double().square())
     assert bool((wanted >= falling[-1]).all() and (wanted < falling[0]).all()), "outside the table"
     high = torch.searchsorted(-falling, -wanted).clamp(1, len(falling) - 1)
     fraction = (falling[high - 1] - wanted) / (falling[high - 1] - falling[high])

@@ -6,7 +6,7 @@ Coefficients are computed in float64 and rounded once, latents in float32 or bet
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -65,8 +65,12 @@ class VariancePreserving:
     alphas_cumprod: Tensor  # (N,) decreasing in [0, 1)
     final_alpha_cumprod: float = 1.0
     prediction_type: PredictionType = "epsilon"
+    table: Tensor = field(init=False, repr=False)  # (N+1,) float64, abar from t = 0 to t = 1
 
     def __post_init__(self) -> None:
+        abar = self.alphas_cumprod.double().cpu()
+        table = torch.cat([abar.new_tensor([self.final_alpha_cumprod]), abar])
+        object.__setattr__(self, "table", table)
         if self.prediction_type == "epsilon" and not bool((self.alphas_cumprod > 0).all()):
             raise ConfigError(
                 "MODEL-ZERO-SNR",
@@ -77,8 +81,7 @@ class VariancePreserving:
 
     def alpha_cumprod(self, t: Tensor) -> Tensor:
         """abar(t), of the shape of t, float64."""
-        final = torch.tensor([self.final_alpha_cumprod], dtype=torch.float64)
-        table = torch.cat([final, self.alphas_cumprod.double().cpu()]).to(t.device)
+        table = self.table.to(t.device)
         position = t.double() * (len(table) - 1)
         low = position.floor().clamp(0, len(table) - 2).long()
         return torch.lerp(table[low], table[low + 1], position - low)
