@@ -67,7 +67,7 @@ class TracedGenerator:
         self.path = self.clock.path
         self.plan = self.trace_encoding()
         self.blank = self.encode([""])
-        self.modality = self.hear_modality()
+        self.modality, self.media_shape = self.hear_modality()
 
     def run(
         self,
@@ -137,13 +137,12 @@ class TracedGenerator:
         pair = self.answers(PROBES)
         return layout(first, second, pair)
 
-    def hear_modality(self) -> Modality:
-        """Image, video or audio, by the shape of what the pipeline decodes."""
+    def hear_modality(self) -> tuple[Modality, tuple[int, ...]]:
+        """What the pipeline decodes, and the shape of one sample of it."""
         with torch.no_grad():
             media = self.decode_raw(torch.zeros(1, *self.latent_shape))
-        if media.ndim == 5:
-            return "video"
-        return "image" if media.ndim == 4 else "audio"
+        kinds: dict[int, Modality] = {5: "video", 4: "image", 3: "audio", 2: "audio"}
+        return kinds[media.ndim], tuple(media.shape[1:])
 
     @torch.no_grad()
     def encode(self, prompts: Sequence[str]) -> Cond:
