@@ -162,17 +162,15 @@ def _unknown(path: KeyPath, data: Mapping[str, Any]) -> Problem:
         discriminator, variant = key.variant
         what = f"unknown key here: it belongs to `{discriminator}: {variant}`"
         return _problem_at(path, "CFG-UNKNOWN-KEY", what, _allowed(section))
+    if names := suggest_key(name, section, generic, data):
+        words = [f"`{n}`" + (" at the top level" if _is_top(n, section) else "") for n in names]
+        fix = f"did you mean {' or '.join(words)}?"
+        return _problem_at(path, "CFG-UNKNOWN-KEY", "unknown key", fix)
     value = _value_at(path, data)
     if isinstance(value, Mapping) and (inner := [k for k in value if k in section.model_fields]):
         fix = f"put {', '.join(f'`{k}`' for k in inner)} directly {_inside(generic)}"
         return _problem_at(path, "CFG-UNKNOWN-KEY", "unknown key", fix)
-    names = suggest_key(name, section, generic, data)
-    if not names:
-        return _problem_at(path, "CFG-UNKNOWN-KEY", "unknown key", _allowed(section))
-    words = [f"`{n}`" + (" at the top level" if _is_top(n, section) else "") for n in names]
-    return _problem_at(
-        path, "CFG-UNKNOWN-KEY", "unknown key", f"did you mean {' or '.join(words)}?"
-    )
+    return _problem_at(path, "CFG-UNKNOWN-KEY", "unknown key", _allowed(section))
 
 
 def _is_top(dotted: str, section: type[Section]) -> bool:

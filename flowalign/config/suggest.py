@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 from collections.abc import Iterable, Mapping
 
 from flowalign.config.sampling import Section
@@ -17,6 +18,7 @@ def normal(name: str) -> str:
     return "".join(c for c in name.lower() if c.isalnum())
 
 
+@functools.lru_cache(maxsize=4096)
 def similarity(first: str, second: str) -> float:
     """1 for names that differ in case and separators only, 0 for names with nothing in common.
 
