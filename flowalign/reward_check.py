@@ -6,9 +6,10 @@ that depends on its batch, on the order, on a counter or on global randomness is
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor
 
 from flowalign.answers import read_answer
+from flowalign.guarded_call import global_randomness_kept
 from flowalign.protocols import Reward
 from flowalign.types import Sample
 
@@ -44,8 +46,20 @@ def check_reward(
     default dtype), repeated calls, the reverse order, batches of 1 to 16 (not for a group-only
     reward, which is meant to see its batch), and finite gradients where it promises them.
     """
-    first, findings = _watched(reward, samples)
-    again = _scores(reward, samples)
+    with _everything_restored():
+        findings = _changes(reward, samples)
+    with _everything_restored():
+        findings += _differences(reward, samples, tolerance)
+    if reward.differentiable:
+        with _everything_restored():
+            findings += _gradient(reward, samples)
+    return findings
+
+
+def _differences(reward: Reward, samples: Sequence[Sample], tolerance: float) -> list[Finding]:
+    """How the scores depend on the call, the order and the batch."""
+    first, again = _scores(reward, samples), _scores(reward, samples)
+    findings = []
     if not _equal(first, again, 0.0):
         findings.append(_differs("repeat", "called twice", first, again))
     turned = tuple(part.flip(0) for part in _scores(reward, samples[::-1]))
@@ -56,8 +70,6 @@ def check_reward(
         if not _equal(first, split, tolerance):
             findings.append(_differs("batch", f"in batches of {size}", first, split))
             break
-    if reward.differentiable:
-        findings.extend(_gradient(reward, samples))
     return findings
 
 
@@ -69,33 +81,38 @@ def _scores(reward: Reward, samples: Sequence[Sample]) -> tuple[Tensor, Tensor]:
     return read_answer(answer, where=f"reward `{reward.name}`", num=len(samples))
 
 
-def _watched(
-    reward: Reward, samples: Sequence[Sample]
-) -> tuple[tuple[Tensor, Tensor], list[Finding]]:
-    """The first answer, and what the call changed."""
+def _changes(reward: Reward, samples: Sequence[Sample]) -> list[Finding]:
+    """What one call changes beside its answer."""
     copies = [replace(sample, media=sample.media.clone()) for sample in samples]
     before = {name: look() for name, look in _SURROUNDINGS.items()}
-    directory, threads, grad = Path.cwd(), torch.get_num_threads(), torch.is_grad_enabled()
-    environment, dtype = dict(os.environ), torch.get_default_dtype()
-    try:
-        answer = reward(copies)
-        changed = [name for name, look in _SURROUNDINGS.items() if look() != before[name]]
-    finally:
-        os.chdir(directory)
-        torch.set_num_threads(threads)
-        torch.set_grad_enabled(grad)
-        torch.set_default_dtype(dtype)
-        os.environ.clear()
-        os.environ.update(environment)
+    reward(copies)
+    changed = [name for name, look in _SURROUNDINGS.items() if look() != before[name]]
     findings = [Finding(fault="surroundings", what=f"changes {name}") for name in changed]
     pairs = zip(copies, samples, strict=True)
     if not all(torch.equal(copy.media, sample.media) for copy, sample in pairs):
         findings.append(Finding(fault="inputs", what="changes its input media in place"))
-    values = answer
-    if isinstance(answer, tuple) and isinstance(answer[0], Tensor):
-        values = (answer[0].detach(), *answer[1:])
-    scores = read_answer(values, where=f"reward `{reward.name}`", num=len(samples))
-    return scores, findings
+    return findings
+
+
+@contextlib.contextmanager
+def _everything_restored() -> Iterator[None]:
+    """Undo what an impure reward does to the process."""
+    directory, environment = Path.cwd(), dict(os.environ)
+    threads, grad, dtype = (
+        torch.get_num_threads(),
+        torch.is_grad_enabled(),
+        torch.get_default_dtype(),
+    )
+    try:
+        with global_randomness_kept():
+            yield
+    finally:
+        os.chdir(directory)
+        os.environ.clear()
+        os.environ.update(environment)
+        torch.set_num_threads(threads)
+        torch.set_grad_enabled(grad)
+        torch.set_default_dtype(dtype)
 
 
 _SURROUNDINGS: dict[str, Callable[[], object]] = {
@@ -140,8 +157,9 @@ def _gradient(reward: Reward, samples: Sequence[Sample]) -> list[Finding]:
     leaves = [sample.media.clone().requires_grad_() for sample in samples]
     given = [replace(sample, media=leaf) for sample, leaf in zip(samples, leaves, strict=True)]
     with torch.enable_grad():
-        values = reward(given)[0]
-    if not values.requires_grad:
+        answer: object = reward(given)
+    values = answer[0] if isinstance(answer, tuple) else answer
+    if not isinstance(values, Tensor) or not values.requires_grad:
         return [Finding(fault="gradient", what="is called differentiable and has no gradient")]
     grads = torch.autograd.grad(values.sum(), leaves, allow_unused=True)
     missing = sum(1 for grad in grads if grad is None or not bool(grad.any()))

@@ -4,7 +4,8 @@ Measures   the cosine of CLIP's picture and text features. Knows objects and col
            weak on counts, relations and which attribute belongs to which object, so a generator
            trained on it alone learns to please it (watch a held-out reward).
 Range      [-1, 1] times `scale`, higher is better; good pictures reach .28 to .35 with OpenAI's
-           ViT-L/14 and about .7 to .9 with the built-in model: scales differ between models.
+           ViT-L/14 and about .9 with the built-in model (0 for a foreign prompt): scales differ
+           between models.
            `scale: 2.5, clamp: true` is the CLIPScore of the literature.
 Source     CLIP (arXiv 2103.00020), CLIPScore (arXiv 2104.08718); see `flowalign.similarity`.
 Licence    of the checkpoint: `shapes` Apache-2.0 (this project), openai/clip-vit-* MIT.
@@ -22,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 from transformers import CLIPImageProcessor, CLIPModel, CLIPTokenizer
 
@@ -72,16 +74,25 @@ class TransformersTowers:
 def load_towers(model: str, revision: str, device: torch.device) -> TransformersTowers:
     """Read a CLIP from the package, a folder or the Hub: safetensors only, no code."""
     source = _source(model)
+    where = f"reward `clip`, model `{model}`"
+    fix = "name a folder or Hub id of a transformers CLIPModel in safetensors"
     try:
-        loaded = CLIPModel.from_pretrained(
-            source, revision=revision, use_safetensors=True, dtype=torch.float32
+        loaded, report = CLIPModel.from_pretrained(
+            source,
+            revision=revision,
+            use_safetensors=True,
+            dtype=torch.float32,
+            output_loading_info=True,
         )
         tokenizer = CLIPTokenizer.from_pretrained(source, revision=revision)
         processor = CLIPImageProcessor.from_pretrained(source, revision=revision)
-    except (OSError, ValueError) as error:
-        what = f"cannot be read as a CLIP: {str(error).strip().splitlines()[0]}"
-        fix = "name a folder or Hub id of a transformers CLIPModel in safetensors"
-        raise CheckpointError("CKPT-MODEL", f"reward `clip`, model `{model}`", what, fix) from error
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        what = f"cannot be read as a CLIP: {str(error).strip().splitlines()[0][:200]}"
+        raise CheckpointError("CKPT-MODEL", where, what, fix) from error
+    if absent := sorted(report["missing_keys"]):
+        # transformers would go on with random numbers in their place.
+        what = f"is no whole CLIP: {len(absent)} weights are missing, for example `{absent[0]}`"
+        raise CheckpointError("CKPT-MODEL", where, what, fix)
     loaded.requires_grad_(False).eval()
     torch.nn.Module.to(loaded, device)  # PreTrainedModel.to hides its signature
     return TransformersTowers(

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -110,8 +111,8 @@ def named_towers(model: str, pretrained: str | None, device: torch.device) -> Op
     loaded = _untrained(model, quick_gelu=bool(tag.get("quick_gelu", False)))
     try:
         loaded.load_state_dict(load_file(weights))
-    except RuntimeError as error:
-        what = f"`{weights}` does not fit: {str(error).splitlines()[-1].strip()}"
+    except (RuntimeError, SafetensorError) as error:
+        what = f"`{weights}` does not fit: {str(error).splitlines()[-1].strip()[:200]}"
         raise CheckpointError("CKPT-SHAPE", where, what, "use the weights of this model") from error
     tokenizer = open_clip.get_tokenizer(model)
 

@@ -1,4 +1,4 @@
-"""CLIP score: two libraries and plain torch agree; gradients are true; options are what they say."""
+"""CLIP score: two libraries and plain torch agree, gradients are true, options do as they say."""
 
 from __future__ import annotations
 
@@ -92,9 +92,7 @@ def test_the_agreement_is_not_vacuous(towers) -> None:
 
 def test_scores_are_the_diagonal_of_the_matrix_of_all_pairs(score) -> None:
     samples = true_samples(6)
-    whole = torch.stack(
-        [score([replace(s, prompt=t.prompt) for t in samples])[0] for s in samples]
-    )
+    whole = torch.stack([score([replace(s, prompt=t.prompt) for t in samples])[0] for s in samples])
     assert torch.allclose(score(samples)[0], whole.diagonal(), atol=1e-6)
     order = torch.tensor([3, 1, 5, 0, 4, 2])
     turned = score([samples[i] for i in order.tolist()])[0]
@@ -248,7 +246,7 @@ def test_the_weights_are_frozen(towers, other) -> None:
 
 
 def test_a_real_architecture_of_open_clip_loads_from_a_file(tmp_path: Path) -> None:
-    """RN50's text tower is the smallest of open_clip's list that needs no download: ViT-S-32."""
+    """The smallest model of open_clip's list, with its own tokenizer and preprocessing."""
     from safetensors.torch import save_file
 
     model = open_clip._untrained("ViT-S-32", quick_gelu=False)

@@ -74,7 +74,7 @@ def test_failure_of_all_samples_is_an_error_under_both_policies(failure) -> None
     fragment = "prompt 0 sample 0" if failure == "raise" else "all 8 samples failed"
     with pytest.raises(RewardError, match=fragment):
         suite_of(failing_on(*range(8)), failure=failure).score(noise_samples(8))
-    with pytest.raises(RewardError, match="all 8 samples failed|returned nan"):
+    with pytest.raises(RewardError, match=r"all 8 samples failed|returned nan"):
         suite_of(lambda s: [float("nan")] * len(s), failure=failure).score(noise_samples(8))
 
 
@@ -217,7 +217,7 @@ def test_retries_share_the_time_limit() -> None:
         raise ValueError
 
     start = time.monotonic()
-    with pytest.raises(RewardError, match="within 0.4 s"):
+    with pytest.raises(RewardError, match=r"within 0\.4 s"):
         suite_of(answer, timeout_s=0.4, failure="drop").score(noise_samples(16))
     assert time.monotonic() - start < 2.4
 

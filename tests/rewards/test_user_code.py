@@ -15,7 +15,7 @@ from flowalign.scoring import build_suite
 from flowalign.user_code import load_reward
 from tests.rewards.world import noise_samples
 
-SOURCE = '''
+SOURCE = """
 import math
 import torch
 from dataclasses import dataclass
@@ -45,7 +45,7 @@ class Sharpness:
 
 class Silent:
     pass
-'''
+"""
 
 
 @pytest.fixture
