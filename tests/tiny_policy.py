@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from flowalign.levels import flow_levels
 from flowalign.paths import RectifiedFlow
-from flowalign.protocols import Path, Sampler
+from flowalign.protocols import Generator, Path, Sampler
 from flowalign.types import Cond, Modality, Rollout, Sample, Trajectory
 
 
@@ -52,7 +52,8 @@ class TinyGenerator:
 class TinyPolicy:
     """Current, reference and old weights, each a state dict."""
 
-    generator: TinyGenerator
+    generator: Generator
+    net: nn.Linear
     frozen: dict[str, dict[str, Tensor]]
     view: str = "current"
     passes: Counter[str] = field(default_factory=Counter)
@@ -62,7 +63,7 @@ class TinyPolicy:
         if self.view == "current":
             return self.generator.predict(x, t, cond)
         return torch.func.functional_call(
-            _Call(self.generator), self.frozen[self.view], (x, t, cond)
+            _Call(self.generator, self.net), self.frozen[self.view], (x, t, cond)
         )
 
     @contextmanager
@@ -83,9 +84,9 @@ class TinyPolicy:
 class _Call(nn.Module):
     """The generator's prediction as a module of its network."""
 
-    def __init__(self, generator: TinyGenerator) -> None:
+    def __init__(self, generator: Generator, net: nn.Linear) -> None:
         super().__init__()
-        self.generator, self.net = generator, generator.net
+        self.generator, self.net = generator, net
 
     def forward(self, x: Tensor, t: Tensor, cond: Cond) -> Tensor:
         return self.generator.predict(x, t, cond)
@@ -116,7 +117,7 @@ def tiny_policy(
         offset = draw(distance)
         frozen[view] = {name: start[name] + offset[name] for name in start}
     generator = TinyGenerator(path=path or RectifiedFlow(), net=net, latent_shape=shape)
-    return TinyPolicy(generator=generator, frozen=frozen)
+    return TinyPolicy(generator=generator, net=net, frozen=frozen)
 
 
 @torch.no_grad()
@@ -191,4 +192,4 @@ def tiny_rollout(
 
 def parameters(policy: TinyPolicy) -> list[nn.Parameter]:
     """The trained parameters."""
-    return list(policy.generator.net.parameters())
+    return list(policy.net.parameters())
