@@ -1,8 +1,10 @@
-"""The shapes world: 32 x 32 pictures of coloured shapes, a grammar of prompts, an exact verifier, tiny models.
+"""The shapes world: 32 x 32 pictures of coloured shapes, a grammar of prompts, an exact verifier,
+tiny models.
 
     prompts, parse, caption, category, split_of    text, no torch needed
     pictures, verify                               ground truth and its judge
-    sd3_path, clip_path                            a real Stable Diffusion 3 pipeline of 7 MB and a CLIP of 2 MB
+    sd3_path, clip_path                            a real Stable Diffusion 3 pipeline of 7 MB and a
+    CLIP of 2 MB
 
 Names are loaded on first use, so that listing prompts does not import torch.
 """

@@ -1,6 +1,7 @@
 """Foreground, connected components and coverage mattes of pictures, batched and free of randomness.
 
-Letters: B pictures, N components of all pictures together, H = W = 32 pixels. Pictures (B, 3, H, W) in [0, 1].
+Letters: B pictures, N components of all pictures together, H = W = 32 pixels. Pictures (B, 3, H, W)
+in [0, 1].
 """
 
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ class Components:
     matte: Tensor  # (N, H, W) float in [0, 1], coverage
     colour: Tensor  # (N, 3) float RGB of the interior
     interior: Tensor  # (N, H, W) float in [0, 1], weights summing to 1
-    number: Tensor  # (B,) int64, components of at least MIN_AREA pixels, also those beyond MAX_COMPONENTS
+    number: Tensor  # (B,) int64, components of MIN_AREA pixels or more, without a limit
     stray: Tensor  # (B,) float, pixels that differ from the background and belong to no component
     background: Tensor  # (B, 3) float RGB
 
@@ -69,17 +70,20 @@ def _background(images: Tensor) -> Tensor:
 
 
 def _labels(foreground: Tensor) -> Tensor:
-    """4-connected component labels (B, H, W): 0 background, else 1 + the largest pixel index in the component.
+    """4-connected component labels (B, H, W): 0 background, else 1 + the largest pixel index in the
+    component.
 
-    Each pixel takes the largest label of its neighbours, then the label of the pixel that its label points to; the
-    fixed point does not depend on what else is in the batch.
+    Each pixel takes the largest label of its neighbours, then the label of the pixel that its label
+    points to; the fixed point does not depend on what else is in the batch.
     """
     batch, height, width = foreground.shape
     index = torch.arange(1, height * width + 1).reshape(1, height, width)
     labels = index * foreground
     while True:
         padded = F.pad(labels, (1, 1, 1, 1))
-        around = torch.stack([padded[:, :-2, 1:-1], padded[:, 2:, 1:-1], padded[:, 1:-1, :-2], padded[:, 1:-1, 2:]])
+        around = torch.stack(
+            [padded[:, :-2, 1:-1], padded[:, 2:, 1:-1], padded[:, 1:-1, :-2], padded[:, 1:-1, 2:]]
+        )
         spread = torch.maximum(labels, around.amax(0)) * foreground
         table = F.pad(spread.flatten(1), (1, 0))
         jumped = table.gather(1, spread.flatten(1)).reshape(batch, height, width)
@@ -89,16 +93,24 @@ def _labels(foreground: Tensor) -> Tensor:
 
 
 def _interior(mask: Tensor) -> Tensor:
-    """Weights (N, H, W) of the pixels whose four neighbours are inside too; of all pixels where there is none."""
+    """Weights (N, H, W) of the pixels whose four neighbours are inside too; of all pixels where
+    there is none."""
     solid = mask.float()
     padded = F.pad(solid, (1, 1, 1, 1))
-    eroded = solid * padded[:, :-2, 1:-1] * padded[:, 2:, 1:-1] * padded[:, 1:-1, :-2] * padded[:, 1:-1, 2:]
+    eroded = (
+        solid
+        * padded[:, :-2, 1:-1]
+        * padded[:, 2:, 1:-1]
+        * padded[:, 1:-1, :-2]
+        * padded[:, 1:-1, 2:]
+    )
     weights = torch.where(eroded.sum((1, 2), keepdim=True) >= 1, eroded, solid)
     return weights / weights.sum((1, 2), keepdim=True)
 
 
 def _matte(images: Tensor, background: Tensor, colour: Tensor, mask: Tensor) -> Tensor:
-    """Coverage (N, H, W): position of each pixel between background and object colour, near the object only."""
+    """Coverage (N, H, W): position of each pixel between background and object colour, near the
+    object only."""
     near = F.max_pool2d(mask[:, None].float(), 3, stride=1, padding=1)[:, 0]
     axis = colour - background
     along = ((images - background[:, :, None, None]) * axis[:, :, None, None]).sum(1)

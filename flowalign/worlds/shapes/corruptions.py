@@ -1,4 +1,5 @@
-"""Captions that are wrong in exactly one respect: hard negatives for contrastive training and proxy tests.
+"""Captions that are wrong in exactly one respect: hard negatives for contrastive training and proxy
+tests.
 
 No torch here.
 """
@@ -6,15 +7,33 @@ No torch here.
 import random
 from dataclasses import replace
 
-from flowalign.worlds.shapes.scene import BACKGROUNDS, COLOURS, CONVERSE, MAX_THINGS, SHAPES, SIZES, Scene, Thing
+from flowalign.worlds.shapes.scene import (
+    BACKGROUNDS,
+    COLOURS,
+    CONVERSE,
+    MAX_THINGS,
+    SHAPES,
+    SIZES,
+    Scene,
+    Thing,
+)
 
-CORRUPTIONS: tuple[str, ...] = ("colour", "shape", "count", "binding", "relation", "background", "size")
+CORRUPTIONS: tuple[str, ...] = (
+    "colour",
+    "shape",
+    "count",
+    "binding",
+    "relation",
+    "background",
+    "size",
+)
 
 
 def corrupt(scene: Scene, kind: str, rng: random.Random) -> Scene | None:
     """`scene` with one aspect made wrong, or None where it has no such aspect.
 
-    `binding` exchanges the colours of two things, `relation` takes the converse, `count` changes the number.
+    `binding` exchanges the colours of two things, `relation` takes the converse, `count` changes
+    the number.
     """
     if kind not in CORRUPTIONS:
         raise ValueError(f"unknown corruption '{kind}'; allowed: {', '.join(CORRUPTIONS)}")
@@ -31,7 +50,10 @@ def corrupt(scene: Scene, kind: str, rng: random.Random) -> Scene | None:
         return None if scene.relation is None else replace(scene, relation=CONVERSE[scene.relation])
     if scene.background is None:
         return None
-    return replace(scene, background=rng.choice([ground for ground in BACKGROUNDS if ground != scene.background]))
+    return replace(
+        scene,
+        background=rng.choice([ground for ground in BACKGROUNDS if ground != scene.background]),
+    )
 
 
 def _replace_word(scene: Scene, kind: str, rng: random.Random) -> Scene | None:
@@ -59,7 +81,8 @@ def _same(one: Thing, other: Thing) -> bool:
 
 
 def _exchange_colours(scene: Scene) -> Scene | None:
-    """None where the exchange gives the same things again (equal colours or equal shapes) in any order."""
+    """None where the exchange gives the same things again (equal colours or equal shapes) in any
+    order."""
     if len(scene.things) != 2:
         return None
     one, other = scene.things

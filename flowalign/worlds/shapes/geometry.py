@@ -1,7 +1,9 @@
-"""Signed distances and antialiased coverage of the five shapes, shared by the renderer and the verifier.
+"""Signed distances and antialiased coverage of the five shapes, shared by the renderer and the
+verifier.
 
-Letters: N shapes, H = W pixels. Coordinates in pixels, x to the right, y down; pixel (i, j) has its centre at
-(j + 0.5, i + 0.5). Every shape of radius r fits the box [-r, r] x [-r, r] around its centre.
+Letters: N shapes, H = W pixels. Coordinates in pixels, x to the right, y down; pixel (i, j) has its
+centre at (j + 0.5, i + 0.5). Every shape of radius r fits the box [-r, r] x [-r, r] around its
+centre.
 """
 
 import math
@@ -56,11 +58,14 @@ UNIT_AREA = {
     "diamond": 2.0,
     "cross": 8 * CROSS_HALF_WIDTH - 4 * CROSS_HALF_WIDTH**2,
 }
-CENTROID_BELOW = {shape: TRIANGLE_HALF_HEIGHT / 3 if shape == "triangle" else 0.0 for shape in SHAPES}
+CENTROID_BELOW = {
+    shape: TRIANGLE_HALF_HEIGHT / 3 if shape == "triangle" else 0.0 for shape in SHAPES
+}
 
 
 def coverage(shape: str, *, x: Tensor, y: Tensor, r: Tensor, size: int) -> Tensor:
-    """How much of each pixel the shape covers, (N, size, size) in [0, 1], from centres and radii (N,) in pixels."""
+    """How much of each pixel the shape covers, (N, size, size) in [0, 1], from centres and radii
+    (N,) in pixels."""
     centre = torch.arange(size, dtype=torch.float32) + 0.5
     dx = centre[None, None, :] - x[:, None, None]
     dy = centre[None, :, None] - y[:, None, None]

@@ -13,21 +13,32 @@ import hashlib
 import itertools
 import random
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
-from flowalign.worlds.shapes.scene import BACKGROUNDS, CATEGORIES, COLOURS, RELATIONS, SHAPES, SIZES, Scene, Thing
+from flowalign.worlds.shapes.scene import (
+    BACKGROUNDS,
+    CATEGORIES,
+    COLOURS,
+    RELATIONS,
+    SHAPES,
+    SIZES,
+    Scene,
+    Thing,
+)
 
 SPLITS: tuple[str, ...] = ("train", "heldout")
 HELDOUT_FRACTION = 0.15  # of compositions
-SALT = "shapes-184"  # another salt is another split; this one holds out six single shapes, each shape at least once
+# Another salt is another split. This one holds out six single things, each shape at least once.
+SALT = "shapes-184"
 COUNT_WORDS: dict[str, int] = {"two": 2, "three": 3, "four": 4}
-MAX_COMBINATIONS = 60_000
 
 _ARTICLES = ("a", "an")
 _PLURALS = {"cross": "crosses"} | {shape: shape + "s" for shape in SHAPES if shape != "cross"}
 _SINGULAR = {plural: shape for shape, plural in _PLURALS.items()}
 _BACKGROUND = re.compile(r"^(?P<body>.+?) on an? (?P<colour>\S+) background$")
-_RELATION = re.compile(r"^(?P<first>.+?) (?P<relation>left of|right of|above|below) (?P<second>.+)$")
+_RELATION = re.compile(
+    r"^(?P<first>.+?) (?P<relation>left of|right of|above|below) (?P<second>.+)$"
+)
 
 
 def caption(scene: Scene) -> str:
@@ -67,7 +78,9 @@ def parse(prompt: str) -> Scene:
     else:
         things = [_parse_thing(part, prompt) for part in re.split(r", and |, | and ", body)]
     if len(things) > 3 and len(set(things)) > 1:
-        raise ValueError(f"at most three different things may be named, got {len(things)} in '{prompt}'")
+        raise ValueError(
+            f"at most three different things may be named, got {len(things)} in '{prompt}'"
+        )
     return Scene(things=tuple(things), relation=relation, background=background)
 
 
@@ -77,22 +90,29 @@ def category(prompt: str) -> str:
 
 
 def split_of(prompt: str) -> str:
-    """'train' or 'heldout', decided by a hash of the composition: every phrasing of one content falls on one side."""
+    """'train' or 'heldout', decided by a hash of the composition: every phrasing of one content
+    falls on one side."""
     return _split_of_composition(parse(prompt).composition)
 
 
-def prompts(split: str, category: str | None = None, limit: int | None = None, seed: int = 0) -> list[str]:
+def prompts(
+    split: str, category: str | None = None, limit: int | None = None, seed: int = 0
+) -> list[str]:
     """Distinct prompts of a split in an order that `seed` fixes.
 
-    With `category` None the categories take turns, so that any prefix is balanced; without a limit all prompts are
-    given. The list for a smaller limit is a prefix of the list for a larger one.
+    With `category` None the categories take turns, so that any prefix is balanced; without a limit
+    all prompts are given. The list for a smaller limit is a prefix of the list for a larger one.
     """
     if split not in SPLITS:
         raise ValueError(f"unknown split '{split}'; allowed: {', '.join(SPLITS)}")
     if category is not None and category not in CATEGORIES:
         raise ValueError(f"unknown category '{category}'; allowed: {', '.join(CATEGORIES)}")
-    columns = [_shuffled(split, name, seed) for name in (CATEGORIES if category is None else (category,))]
-    mixed = (prompt for row in itertools.zip_longest(*columns) for prompt in row if prompt is not None)
+    columns = [
+        _shuffled(split, name, seed) for name in (CATEGORIES if category is None else (category,))
+    ]
+    mixed = (
+        prompt for row in itertools.zip_longest(*columns) for prompt in row if prompt is not None
+    )
     return list(itertools.islice(mixed, limit))
 
 
@@ -105,13 +125,18 @@ def vocabulary() -> list[str]:
 @functools.lru_cache(maxsize=32)
 def _shuffled(split: str, category: str, seed: int) -> tuple[str, ...]:
     rng = random.Random(f"{seed}/{category}")
-    scenes = [scene for scene in _variants(category, rng) if _split_of_composition(scene.composition) == split]
+    scenes = [
+        scene
+        for scene in _variants(category, rng)
+        if _split_of_composition(scene.composition) == split
+    ]
     rng.shuffle(scenes)
     return tuple(caption(scene) for scene in scenes)
 
 
 def _variants(category: str, rng: random.Random) -> Iterator[Scene]:
-    """Each composition in each order; short lists in all sizes and backgrounds, long ones with a drawn variant."""
+    """Each composition in each order; short lists in all sizes and backgrounds, long ones with a
+    drawn variant."""
     pairs = [Thing(colour=colour, shape=shape) for colour in COLOURS for shape in SHAPES]
     grounds: tuple[str | None, ...] = (None, *BACKGROUNDS)
     if category == "single":
@@ -123,7 +148,9 @@ def _variants(category: str, rng: random.Random) -> Iterator[Scene]:
             yield Scene(things=(_sized(thing, _maybe_size(rng, 0.2)),) * count, background=ground)
         return
     relations: tuple[str | None, ...] = RELATIONS if category == "relation" else (None,)
-    if category == "three":  # plain, so that the sentence fits the 16 tokens of the built-in text encoder
+    if (
+        category == "three"
+    ):  # plain, so that the sentence fits the 16 tokens of the built-in text encoder
         yield from (Scene(things=things) for things in itertools.permutations(pairs, 3))
         return
     for things in itertools.permutations(pairs, 2):
@@ -158,7 +185,9 @@ def _parse_thing(text: str, prompt: str) -> Thing:
         raise _unknown("article", words[0] if words else "", _ARTICLES, prompt)
     thing = _parse_words(words[1:], SHAPES, prompt)
     if _thing_text(thing).split()[0] != words[0]:
-        raise ValueError(f"'{words[0]}' before '{words[1]}' in '{prompt}': write '{_thing_text(thing)}'")
+        raise ValueError(
+            f"'{words[0]}' before '{words[1]}' in '{prompt}': write '{_thing_text(thing)}'"
+        )
     return thing
 
 
@@ -177,12 +206,13 @@ def _parse_words(words: list[str], shapes: tuple[str, ...], prompt: str) -> Thin
         word = rest[0] if rest else ""
         if word not in allowed:
             raise _unknown(what, word, allowed, prompt)
-        rest.pop(0) if what == "colour" else None
+        if what == "colour":
+            rest.pop(0)
     if len(rest) > 1:
         raise ValueError(f"unexpected word '{rest[1]}' in '{prompt}'")
     return Thing(colour=words[-2], shape=words[-1], size=size)
 
 
-def _unknown(what: str, word: str, allowed: object, prompt: str) -> ValueError:
-    names = ", ".join(allowed)  # type: ignore[call-overload]
+def _unknown(what: str, word: str, allowed: Iterable[str], prompt: str) -> ValueError:
+    names = ", ".join(allowed)
     return ValueError(f"unknown {what} '{word}' in '{prompt}'; allowed: {names}")

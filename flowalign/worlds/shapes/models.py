@@ -13,12 +13,14 @@ _MODELS = Path(__file__).parent / "models"
 
 
 def sd3_path() -> Path:
-    """Folder of the StableDiffusion3Pipeline; pass `text_encoder_3=None, tokenizer_3=None` to `from_pretrained`."""
+    """Folder of the StableDiffusion3Pipeline; pass `text_encoder_3=None, tokenizer_3=None` to
+    `from_pretrained`."""
     return _MODELS / "sd3"
 
 
 def clip_path() -> Path:
-    """Folder of the CLIPModel with its tokenizer and image processor (`from_pretrained` of transformers)."""
+    """Folder of the CLIPModel with its tokenizer and image processor (`from_pretrained` of
+    transformers)."""
     return _MODELS / "clip"
 
 
@@ -30,8 +32,9 @@ def open_clip_config_path() -> Path:
 def open_clip_state(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The weights of transformers' CLIPModel under the names of `open_clip.model.CLIP`, float32.
 
-    Load with `CLIP(**json.load(open(open_clip_config_path()))["model_cfg"])` and `load_state_dict`. Both models then
-    compute the same features up to rounding: pre-norm, quick GELU, causal text, pooling at the end-of-text token.
+    Load with `CLIP(**json.load(open(open_clip_config_path()))["model_cfg"])` and `load_state_dict`.
+    Both models then compute the same features up to rounding: pre-norm, quick GELU, causal text,
+    pooling at the end-of-text token.
     """
     out = {"logit_scale": weights["logit_scale"]}
     text, vision = "text_model.", "vision_model."
@@ -42,20 +45,42 @@ def open_clip_state(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     out["visual.positional_embedding"] = weights[vision + "embeddings.position_embedding.weight"]
     out["visual.conv1.weight"] = weights[vision + "embeddings.patch_embedding.weight"]
     out["visual.proj"] = weights["visual_projection.weight"].T
-    norms = {"ln_final": text + "final_layer_norm", "visual.ln_pre": vision + "pre_layrnorm", "visual.ln_post": vision + "post_layernorm"}
+    norms = {
+        "ln_final": text + "final_layer_norm",
+        "visual.ln_pre": vision + "pre_layrnorm",
+        "visual.ln_post": vision + "post_layernorm",
+    }
     for new, old in norms.items():
         out |= {f"{new}.{kind}": weights[f"{old}.{kind}"] for kind in ("weight", "bias")}
     for new_tower, old_tower in (("transformer", text), ("visual.transformer", vision)):
-        number = 1 + max(int(name.split(".")[3]) for name in weights if name.startswith(old_tower + "encoder.layers."))
+        number = 1 + max(
+            int(name.split(".")[3])
+            for name in weights
+            if name.startswith(old_tower + "encoder.layers.")
+        )
         for layer in range(number):
-            out |= _block(weights, old=f"{old_tower}encoder.layers.{layer}", new=f"{new_tower}.resblocks.{layer}")
+            out |= _block(
+                weights,
+                old=f"{old_tower}encoder.layers.{layer}",
+                new=f"{new_tower}.resblocks.{layer}",
+            )
     return {name: value.float().contiguous() for name, value in out.items()}
 
 
 def _block(weights: Mapping[str, Tensor], *, old: str, new: str) -> dict[str, Tensor]:
     """One transformer block; open_clip keeps query, key and value in one matrix."""
-    parts = {"ln_1": "layer_norm1", "ln_2": "layer_norm2", "mlp.c_fc": "mlp.fc1", "mlp.c_proj": "mlp.fc2", "attn.out_proj": "self_attn.out_proj"}
-    out = {f"{new}.{n}.{kind}": weights[f"{old}.{o}.{kind}"] for n, o in parts.items() for kind in ("weight", "bias")}
+    parts = {
+        "ln_1": "layer_norm1",
+        "ln_2": "layer_norm2",
+        "mlp.c_fc": "mlp.fc1",
+        "mlp.c_proj": "mlp.fc2",
+        "attn.out_proj": "self_attn.out_proj",
+    }
+    out = {
+        f"{new}.{n}.{kind}": weights[f"{old}.{o}.{kind}"]
+        for n, o in parts.items()
+        for kind in ("weight", "bias")
+    }
     for kind in ("weight", "bias"):
         joined = [weights[f"{old}.self_attn.{letter}_proj.{kind}"] for letter in "qkv"]
         out[f"{new}.attn.in_proj_{kind}"] = torch.cat(joined)

@@ -1,7 +1,7 @@
 """Pictures of scenes: where things stand, and their antialiased drawing.
 
-Slots keep the world small enough for a 2 M parameter model: one thing stands in the centre, two in the halves
-(side by side or one above the other), three and four in the quadrants.
+Slots keep the world small enough for a 2 M parameter model: one thing stands in the centre, two in
+the halves (side by side or one above the other), three and four in the quadrants.
 Letters: B pictures, H = W = 32 pixels.
 """
 
@@ -49,7 +49,8 @@ class Layout:
 
 
 def place(scene: Scene, generator: torch.Generator) -> Layout:
-    """A random layout that satisfies `scene`: slots, jitter, radii and colour shades come from `generator`."""
+    """A random layout that satisfies `scene`: slots, jitter, radii and colour shades come from
+    `generator`."""
     # One draw of a fixed length: the layout of a scene does not depend on how many things it has.
     draw = iter(torch.rand(40, generator=generator).tolist())
     ground = scene.background or list(BACKGROUNDS)[int(next(draw) * len(BACKGROUNDS))]
@@ -72,12 +73,19 @@ def place(scene: Scene, generator: torch.Generator) -> Layout:
 def render(layouts: Sequence[Layout], size: int = SIZE) -> Tensor:
     """Float pictures (B, 3, size, size) in [0, 1]; `size` other than 32 scales the whole layout."""
     scale = size / SIZE
-    images = torch.tensor([layout.background for layout in layouts])[:, :, None, None].repeat(1, 1, size, size)
+    images = torch.tensor([layout.background for layout in layouts])[:, :, None, None].repeat(
+        1, 1, size, size
+    )
     rank = 0
-    # Things never overlap, so they may be painted shape by shape; the loop over ranks keeps indices distinct.
+    # Things never overlap, so they may be painted shape by shape; the loop over ranks keeps indices
+    # distinct.
     while any(len(layout.things) > rank for layout in layouts):
         for shape in SHAPES:
-            rows = [i for i, layout in enumerate(layouts) if rank < len(layout.things) and layout.things[rank].shape == shape]
+            rows = [
+                i
+                for i, layout in enumerate(layouts)
+                if rank < len(layout.things) and layout.things[rank].shape == shape
+            ]
             if not rows:
                 continue
             things = [layouts[i].things[rank] for i in rows]
@@ -101,14 +109,20 @@ def _slots(scene: Scene, draw: list[float]) -> list[tuple[float, float]]:
     if number == 1:
         return [(SIZE / 2, SIZE / 2)]
     if number == 2:
-        horizontal = draw[0] < 0.5 if scene.relation is None else scene.relation in ("left of", "right of")
+        horizontal = (
+            draw[0] < 0.5 if scene.relation is None else scene.relation in ("left of", "right of")
+        )
         slots = list(_SIDE_BY_SIDE if horizontal else _STACKED)
-        exchanged = draw[1] < 0.5 if scene.relation is None else scene.relation in ("right of", "below")
+        exchanged = (
+            draw[1] < 0.5 if scene.relation is None else scene.relation in ("right of", "below")
+        )
         return slots[::-1] if exchanged else slots
     order = sorted(range(4), key=lambda i: draw[1 + i])
     return [_QUADRANTS[i] for i in order[:number]]
 
 
 def _shade(rgb: tuple[int, int, int], draw: list[float]) -> tuple[float, float, float]:
-    red, green, blue = (value / 255 + COLOUR_JITTER * (2 * u - 1) for value, u in zip(rgb, draw, strict=True))
+    red, green, blue = (
+        value / 255 + COLOUR_JITTER * (2 * u - 1) for value, u in zip(rgb, draw, strict=True)
+    )
     return tuple(min(max(value, 0.0), 1.0) for value in (red, green, blue))  # type: ignore[return-value]

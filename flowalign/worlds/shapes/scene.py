@@ -1,11 +1,13 @@
-"""What a picture of the shapes world may contain: things, their colours, sizes, relation and background.
+"""What a picture of the shapes world may contain: things, their colours, sizes, relation and
+background.
 
 No torch here: the grammar and the command line list prompts without loading it.
 """
 
 from dataclasses import dataclass
 
-# 8-bit RGB. Chosen so that any two differ by at least 0.35 in [0, 1] RGB distance, and by 0.38 from each background.
+# 8-bit RGB. Chosen so that any two differ by at least 0.35 in [0, 1] RGB distance, and by 0.38 from
+# each background.
 COLOURS: dict[str, tuple[int, int, int]] = {
     "red": (220, 30, 35),
     "green": (30, 165, 60),
@@ -16,7 +18,11 @@ COLOURS: dict[str, tuple[int, int, int]] = {
     "cyan": (30, 205, 225),
     "pink": (255, 125, 195),
 }
-BACKGROUNDS: dict[str, tuple[int, int, int]] = {"black": (14, 14, 14), "white": (244, 244, 244), "gray": (128, 128, 128)}
+BACKGROUNDS: dict[str, tuple[int, int, int]] = {
+    "black": (14, 14, 14),
+    "white": (244, 244, 244),
+    "gray": (128, 128, 128),
+}
 SHAPES: tuple[str, ...] = ("circle", "square", "triangle", "diamond", "cross")
 SIZES: tuple[str, ...] = ("small", "large")
 RELATIONS: tuple[str, ...] = ("left of", "right of", "above", "below")
@@ -38,7 +44,8 @@ class Thing:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Scene:
-    """The meaning of a prompt: 1 to 4 things, at most one relation (first thing to second), maybe a background."""
+    """The meaning of a prompt: 1 to 4 things, at most one relation (first thing to second), maybe
+    a background."""
 
     things: tuple[Thing, ...]
     relation: str | None = None
@@ -48,7 +55,9 @@ class Scene:
         if not 1 <= len(self.things) <= MAX_THINGS:
             raise ValueError(f"a scene holds 1 to {MAX_THINGS} things, got {len(self.things)}")
         if self.relation is not None and len(self.things) != 2:
-            raise ValueError(f"the relation '{self.relation}' needs exactly two things, got {len(self.things)}")
+            raise ValueError(
+                f"the relation '{self.relation}' needs exactly two things, got {len(self.things)}"
+            )
         _check("relation", self.relation, RELATIONS)
         _check("background", self.background, tuple(BACKGROUNDS))
         for thing in self.things:
@@ -58,7 +67,8 @@ class Scene:
 
     @property
     def category(self) -> str:
-        """One of CATEGORIES: equal things are a count, a stated relation comes before the number of things."""
+        """One of CATEGORIES: equal things are a count, a stated relation comes before the number
+        of things."""
         if len(self.things) == 1:
             return "single"
         if self.relation is not None:
@@ -69,14 +79,17 @@ class Scene:
             return "two"
         if len(self.things) == 3:
             return "three"
-        raise ValueError(f"no category for {len(self.things)} different things; at most three may differ")
+        raise ValueError(
+            f"no category for {len(self.things)} different things; at most three may differ"
+        )
 
     @property
     def composition(self) -> str:
-        """Canonical text of the coloured shapes and their relation, equal for every phrasing of the same content.
+        """Canonical text of the coloured shapes and their relation, equal for every phrasing of the
+        same content.
 
-        Order of listing, size words and background are left out, so that no variant of a held-out composition
-        can be a training caption; "A right of B" is written as "B left of A".
+        Order of listing, size words and background are left out, so that no variant of a held-out
+        composition can be a training caption; "A right of B" is written as "B left of A".
         """
         names = [f"{thing.colour} {thing.shape}" for thing in self.things]
         if self.relation is None:

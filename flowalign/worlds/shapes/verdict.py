@@ -11,7 +11,9 @@ class Found:
 
     colour: str  # nearest palette name
     shape: str  # best fitting shape
-    box: tuple[int, int, int, int]  # left, top, right, bottom in pixels of the 32-pixel picture, ends excluded
+    box: tuple[
+        int, int, int, int
+    ]  # left, top, right, bottom in pixels of the 32-pixel picture, ends excluded
     radius: float  # pixels, of the best fitting shape
     confidence: float  # [0, 1], colour share times shape confidence
 

@@ -1,1 +1,2 @@
-"""Training of the built-in models: tokenizer, CLIP, VAE and SD3 transformer, from rendered pictures alone."""
+"""Training of the built-in models: tokenizer, CLIP, VAE and SD3 transformer, from rendered
+pictures alone."""

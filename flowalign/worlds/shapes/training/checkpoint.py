@@ -1,6 +1,6 @@
-"""Resumable training state in one safetensors file, written atomically, and the clock that ends a run."""
+"""Resumable training state in one safetensors file, written atomically, and the clock that ends a
+run."""
 
-import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -11,14 +11,20 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 
-def save_state(path: Path, tensors: Mapping[str, Mapping[str, Tensor]], *, step: int, seconds: float) -> None:
+def save_state(
+    path: Path, tensors: Mapping[str, Mapping[str, Tensor]], *, step: int, seconds: float
+) -> None:
     """Write named groups of tensors; a reader never sees half a file."""
-    flat = {f"{group}/{name}": value.detach().contiguous().clone() for group, part in tensors.items() for name, value in part.items()}
+    flat = {
+        f"{group}/{name}": value.detach().contiguous().clone()
+        for group, part in tensors.items()
+        for name, value in part.items()
+    }
     flat["progress"] = torch.tensor([float(step), seconds], dtype=torch.float64)
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_suffix(".unfinished")
     save_file(flat, unfinished)
-    os.replace(unfinished, path)
+    unfinished.replace(path)
 
 
 def load_state(path: Path) -> tuple[dict[str, dict[str, Tensor]], int, float]:
@@ -35,7 +41,12 @@ def load_state(path: Path) -> tuple[dict[str, dict[str, Tensor]], int, float]:
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """The optimizer's state as flat tensors: `index.name`."""
     state = optimizer.state_dict()["state"]
-    return {f"{i}.{name}": torch.as_tensor(value) for i, part in state.items() for name, value in part.items() if value is not None}
+    return {
+        f"{i}.{name}": torch.as_tensor(value)
+        for i, part in state.items()
+        for name, value in part.items()
+        if value is not None
+    }
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
@@ -44,7 +55,9 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Te
     for key, value in tensors.items():
         index, name = key.split(".", 1)
         state.setdefault(int(index), {})[name] = value
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    optimizer.load_state_dict(
+        {"state": state, "param_groups": optimizer.state_dict()["param_groups"]}
+    )
 
 
 @dataclass(kw_only=True)
@@ -65,7 +78,17 @@ class Budget:
 
     def progress(self, step: int) -> float:
         """0 at the start of training, 1 or more when it is over."""
-        return step / self.steps if self.steps is not None else self.seconds() / (60 * (self.minutes or 1))
+        return (
+            step / self.steps
+            if self.steps is not None
+            else self.seconds() / (60 * (self.minutes or 1))
+        )
+
+
+def log_line(step: int, loss: float, budget: Budget) -> str:
+    """One line of the loss log; CPU seconds count this process only, wall seconds the whole run."""
+    seconds = f"wall {budget.seconds():.0f} s cpu {time.process_time():.0f} s"
+    return f"step {step} loss {loss:.4f} {seconds}"
 
 
 def cosine(progress: float, *, warmup: float = 0.02, floor: float = 0.0) -> float:

@@ -1,13 +1,13 @@
 """Train the tiny CLIP: `python -m flowalign.worlds.shapes.training.clip --minutes 6 --out DIR`.
 
-Contrastive learning with hard negatives: each caption also comes with copies that are wrong in one colour, shape,
-number or binding. Wrong relations are left out on purpose, so that the built-in proxy reward has a blind spot, as
-large CLIP models have. Letters: B pictures (B, 3, 32, 32) in [0, 1], K captions, L = 16 tokens, D = 64 features.
+Contrastive learning with hard negatives: each caption also comes with copies that are wrong in one
+colour, shape, number or binding. Wrong relations are left out on purpose, so that the built-in
+proxy reward has a blind spot, as large CLIP models have. Letters: B pictures (B, 3, 32, 32) in [0,
+1], K captions, L = 16 tokens, D = 64 features.
 """
 
 import argparse
 import random
-import time
 from pathlib import Path
 
 import torch
@@ -24,6 +24,7 @@ from flowalign.worlds.shapes.training.checkpoint import (
     Budget,
     cosine,
     load_state,
+    log_line,
     optimizer_tensors,
     restore_optimizer,
     save_state,
@@ -32,16 +33,24 @@ from flowalign.worlds.shapes.training.tokenizer import MAX_LENGTH, build_tokeniz
 
 HARD_NEGATIVES = ("colour", "shape", "shape", "count", "binding", "background", "size")
 NEGATIVES_PER_CAPTION = 2
-NOISE = 0.05  # standard deviation of pixel noise at most, so that generated pictures are not foreign
+NOISE = (
+    0.05  # standard deviation of pixel noise at most, so that generated pictures are not foreign
+)
 
 
 def build_clip() -> CLIPModel:
     """Width 96, 3 heads; text 3 layers, vision 3 layers on 4-pixel patches; 64 features.
 
-    Quick GELU, pre-norm, class token and end-of-text pooling: the arithmetic of open_clip's ViT as well.
+    Quick GELU, pre-norm, class token and end-of-text pooling: the arithmetic of open_clip's ViT as
+    well.
     """
     tokenizer = build_tokenizer()
-    shared = {"hidden_size": 96, "intermediate_size": 384, "num_attention_heads": 3, "num_hidden_layers": 3}
+    shared = {
+        "hidden_size": 96,
+        "intermediate_size": 384,
+        "num_attention_heads": 3,
+        "num_hidden_layers": 3,
+    }
     text = {
         "vocab_size": len(tokenizer),
         "max_position_embeddings": MAX_LENGTH,
@@ -51,18 +60,24 @@ def build_clip() -> CLIPModel:
         "projection_dim": 64,
     }
     vision = {"image_size": 32, "patch_size": 4, "projection_dim": 64}
-    return CLIPModel(CLIPConfig(text_config=shared | text, vision_config=shared | vision, projection_dim=64))
+    return CLIPModel(
+        CLIPConfig(text_config=shared | text, vision_config=shared | vision, projection_dim=64)
+    )
 
 
 def features(clip: CLIPModel, images: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
-    """Unit image features (B, D) of pictures in [0, 1] and unit text features (K, D) of token ids (K, L)."""
+    """Unit image features (B, D) of pictures in [0, 1] and unit text features (K, D) of token ids
+    (K, L)."""
     image = clip.get_image_features(pixel_values=(images - 0.5) / 0.5).pooler_output
     text = clip.get_text_features(input_ids=tokens).pooler_output
     return F.normalize(image.float(), dim=-1), F.normalize(text.float(), dim=-1)
 
 
-def contrastive_loss(scale: Tensor, image: Tensor, text: Tensor, hard: Tensor, same: Tensor) -> Tensor:
-    """Symmetric cross-entropy of image features (B, D) against texts (B, D) and hard negatives (B, M, D).
+def contrastive_loss(
+    scale: Tensor, image: Tensor, text: Tensor, hard: Tensor, same: Tensor
+) -> Tensor:
+    """Symmetric cross-entropy of image features (B, D) against texts (B, D) and hard negatives (B,
+    M, D).
 
     `same` (B, B) marks captions of other pictures that show the same things: they are no negatives.
     """
@@ -71,19 +86,27 @@ def contrastive_loss(scale: Tensor, image: Tensor, text: Tensor, hard: Tensor, s
     hard_logits = scale * (image[:, None] * hard).sum(-1)
     target = torch.arange(len(image))
     from_image = F.cross_entropy(torch.cat([logits, hard_logits], dim=1), target)
-    # Only against the picture's own corrupted captions: strong signal that in-batch negatives would drown.
-    own = F.cross_entropy(torch.cat([logits.diagonal()[:, None], hard_logits], dim=1), torch.zeros_like(target))
+    # Only against the picture's own corrupted captions: strong signal that in-batch negatives would
+    # drown.
+    own = F.cross_entropy(
+        torch.cat([logits.diagonal()[:, None], hard_logits], dim=1), torch.zeros_like(target)
+    )
     return (from_image + F.cross_entropy(logits.T, target)) / 2 + own
 
 
 class Captions:
-    """Token ids of captions and of their hard negatives, made once; and an id of the things that a scene shows."""
+    """Token ids of captions and of their hard negatives, made once; and an id of the things that a
+    scene shows."""
 
     def __init__(self, captions: list[str], scenes: list[Scene], *, seed: int) -> None:
         rng = random.Random(seed)
         tokenizer = build_tokenizer()
-        wrong = [caption(_wrong(scene, rng)) for scene in scenes for _ in range(NEGATIVES_PER_CAPTION)]
-        encoded = tokenizer(captions + wrong, padding="max_length", truncation=True, return_tensors="pt").input_ids
+        wrong = [
+            caption(_wrong(scene, rng)) for scene in scenes for _ in range(NEGATIVES_PER_CAPTION)
+        ]
+        encoded = tokenizer(
+            captions + wrong, padding="max_length", truncation=True, return_tensors="pt"
+        ).input_ids
         self.tokens = encoded[: len(captions)]
         self.hard = encoded[len(captions) :].reshape(len(captions), NEGATIVES_PER_CAPTION, -1)
         ids: dict[tuple[str, ...], int] = {}
@@ -119,14 +142,16 @@ def train(arguments: argparse.Namespace) -> None:
     images = (pictures(scenes, generator) * 255).round().to(torch.uint8)
     data = Captions(captions, scenes, seed=arguments.seed)
     clip = build_clip()
-    optimizer = torch.optim.AdamW(clip.parameters(), lr=arguments.learning_rate, betas=(0.9, 0.98), weight_decay=0.05)
+    optimizer = torch.optim.AdamW(
+        clip.parameters(), lr=arguments.learning_rate, betas=(0.9, 0.98), weight_decay=0.05
+    )
     state = arguments.out / "clip.safetensors"
     budget, step = Budget(steps=arguments.steps, minutes=arguments.minutes), 0
     if state.exists():
         groups, step, budget.seconds_before = load_state(state)
         clip.load_state_dict(groups["model"])
         restore_optimizer(optimizer, groups["optimizer"])
-    running = 0.0
+    running = None
     while (progress := budget.progress(step)) < 1:
         for group in optimizer.param_groups:
             group["lr"] = arguments.learning_rate * cosine(progress, warmup=0.04)
@@ -139,15 +164,20 @@ def train(arguments: argparse.Namespace) -> None:
         with torch.no_grad():
             clip.logit_scale.clamp_(max=4.6)
         step += 1
-        running = loss.item() if step == 1 else 0.98 * running + 0.02 * loss.item()
+        running = loss.item() if running is None else 0.98 * running + 0.02 * loss.item()
         if step % 50 == 0:
-            print(f"step {step} loss {running:.4f} wall {budget.seconds():.0f} s cpu {time.process_time():.0f} s", flush=True)
+            print(
+                log_line(step, running, budget),
+                flush=True,
+            )
         if step % 250 == 0:
             _save(state, clip, optimizer, step, budget.seconds())
     _save(state, clip, optimizer, step, budget.seconds())
 
 
-def _batch_loss(clip: CLIPModel, images: Tensor, data: Captions, rows: Tensor, generator: torch.Generator) -> Tensor:
+def _batch_loss(
+    clip: CLIPModel, images: Tensor, data: Captions, rows: Tensor, generator: torch.Generator
+) -> Tensor:
     size = len(images)
     level = NOISE * torch.rand(size, 1, 1, 1, generator=generator)
     images = images + level * torch.randn(images.shape, generator=generator)
@@ -156,10 +186,18 @@ def _batch_loss(clip: CLIPModel, images: Tensor, data: Captions, rows: Tensor, g
         image, text = features(clip, images, tokens)
     content = data.content[rows]
     same = content[:, None] == content[None, :]
-    return contrastive_loss(clip.logit_scale.exp(), image, text[:size], text[size:].reshape(size, -1, text.shape[-1]), same)
+    return contrastive_loss(
+        clip.logit_scale.exp(),
+        image,
+        text[:size],
+        text[size:].reshape(size, -1, text.shape[-1]),
+        same,
+    )
 
 
-def _save(path: Path, clip: CLIPModel, optimizer: torch.optim.Optimizer, step: int, seconds: float) -> None:
+def _save(
+    path: Path, clip: CLIPModel, optimizer: torch.optim.Optimizer, step: int, seconds: float
+) -> None:
     tensors = {"model": clip.state_dict(), "optimizer": optimizer_tensors(optimizer)}
     save_state(path, tensors, step=step, seconds=seconds)
 

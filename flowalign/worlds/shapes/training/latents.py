@@ -1,6 +1,8 @@
-"""What flow training reads: latents of rendered pictures and text embeddings of their captions, computed once.
+"""What flow training reads: latents of rendered pictures and text embeddings of their captions,
+computed once.
 
-Letters: N pictures, K distinct captions, L = 16 tokens, latents (N, 8, 8, 8) scaled to unit standard deviation.
+Letters: N pictures, K distinct captions, L = 16 tokens, latents (N, 8, 8, 8) scaled to unit
+standard deviation.
 """
 
 from dataclasses import dataclass
@@ -39,7 +41,9 @@ def trained_vae(folder: Path) -> AutoencoderKL:
     vae.load_state_dict(load_state(folder / "vae.safetensors")[0]["model"])
     if (folder / "vae_decoder.safetensors").exists():
         tuned = load_state(folder / "vae_decoder.safetensors")[0]["model"]
-        vae.decoder.load_state_dict({k.removeprefix("decoder."): v for k, v in tuned.items() if k.startswith("decoder.")})
+        vae.decoder.load_state_dict(
+            {k.removeprefix("decoder."): v for k, v in tuned.items() if k.startswith("decoder.")}
+        )
     return vae.eval()
 
 
@@ -52,11 +56,17 @@ def trained_clip(folder: Path) -> CLIPModel:
 
 @torch.no_grad()
 def encode_text(clip: CLIPModel, captions: list[str]) -> tuple[Tensor, Tensor]:
-    """Token features (K, L, 96) and pooled projection (K, 64), as StableDiffusion3Pipeline takes them."""
+    """Token features (K, L, 96) and pooled projection (K, 64), as StableDiffusion3Pipeline takes
+    them."""
     tokenizer = build_tokenizer()
     hidden, pooled = [], []
     for start in range(0, len(captions), CHUNK):
-        tokens = tokenizer(captions[start : start + CHUNK], padding="max_length", truncation=True, return_tensors="pt").input_ids
+        tokens = tokenizer(
+            captions[start : start + CHUNK],
+            padding="max_length",
+            truncation=True,
+            return_tensors="pt",
+        ).input_ids
         output = clip.text_model(input_ids=tokens, output_hidden_states=True)
         hidden.append(output.hidden_states[-2].bfloat16())
         pooled.append(clip.text_projection(output.pooler_output).bfloat16())

@@ -1,4 +1,5 @@
-"""The tokenizer of the built-in models: a CLIP tokenizer in which every word of the grammar is one token."""
+"""The tokenizer of the built-in models: a CLIP tokenizer in which every word of the grammar is one
+token."""
 
 import json
 
@@ -12,16 +13,22 @@ START, END = "<|startoftext|>", "<|endoftext|>"
 
 
 def build_tokenizer() -> CLIPTokenizer:
-    """A byte-level BPE tokenizer that also splits any other text into bytes, with END as its highest id.
+    """A byte-level BPE tokenizer that also splits any other text into bytes, with END as its
+    highest id.
 
-    open_clip pools the text at the highest token id and transformers at the id of END: here both are the same.
+    open_clip pools the text at the highest token id and transformers at the id of END: here both
+    are the same.
     """
     words = vocabulary()
     bpe = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
     bpe.pre_tokenizer = pre_tokenizers.Whitespace()
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     trainer = trainers.BpeTrainer(
-        vocab_size=5_000, min_frequency=1, initial_alphabet=alphabet, end_of_word_suffix="</w>", show_progress=False
+        vocab_size=5_000,
+        min_frequency=1,
+        initial_alphabet=alphabet,
+        end_of_word_suffix="</w>",
+        show_progress=False,
     )
     bpe.train_from_iterator(words, trainer)
     learnt = sorted(bpe.get_vocab().items(), key=lambda item: item[1])
