@@ -1,0 +1,124 @@
+"""Every numeric key against nine values that are rarely meant.
+
+`ACCEPTED` is the documentation of what is allowed on purpose; everything else is exit 2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from flowalign.config.load import load_config
+from flowalign.config.tree import Key, is_numeric, keys
+from flowalign.errors import ConfigError
+from tests.cli.commands import edited
+
+VALUES = ("-1", "0", "1e400", ".nan", ".inf", "abc", "true", "null", "[]")
+ACCEPTED = {
+    # A negative weight asks for less of a reward.
+    "-1": {"rewards[].weight", "held_out_rewards[].weight"},
+    "0": {
+        "seed",
+        "model.guidance_scale",
+        "evaluation.guidance_scale",
+        "evaluation.save_images",
+        "rewards[].weight",  # with another reward that has a weight
+        "held_out_rewards[].weight",
+        "rewards[].global_weight",
+        "rewards[].subject_weight",
+        "rewards[].relation_weight",
+        "held_out_rewards[].global_weight",
+        "held_out_rewards[].subject_weight",
+        "held_out_rewards[].relation_weight",
+        "sampler.noise.eta_min",
+        "sampler.noise.start",
+        "algorithm.beta",  # of grpo: no KL
+        "algorithm.kl_weight",
+        "algorithm.min_std",
+        "algorithm.old_decay_rate",
+        "algorithm.old_decay_max",
+        "train.warmup_steps",
+        "train.beta1",
+        "train.beta2",
+        "train.weight_decay",
+    },
+    "null": {
+        "model.resolution",
+        "model.num_frames",
+        "prompts.max_train",
+        "train.ema_decay",
+        "evaluation.guidance_scale",
+    },
+}
+REQUIRED = {"code": ["rewards.0.target=a.py:F", "held_out_rewards.0.target=a.py:F"]}
+
+
+def numeric() -> Iterator[Key]:
+    return (key for key in keys() if is_numeric(key.field))
+
+
+def overrides(key: Key, value: str) -> list[str]:
+    """Options that choose the key's variant and set the key."""
+    sets: list[str] = []
+    places = [part if part != "[]" else "0" for part in key.path]
+    if key.variant is not None:
+        section = ".".join(places[:-1])
+        sets.append(f"{section}={{{key.variant[0]}: {key.variant[1]}, label: first}}")
+        if section in ("algorithm", "sampler.noise"):
+            sets[0] = f"{section}={{{key.variant[0]}: {key.variant[1]}}}"
+        if key.variant[1] == "code":
+            sets.append(f"{section}.target=a.py:F")
+    return [*sets, f"{'.'.join(places)}={value}"]
+
+
+def accepted(key: Key, value: str) -> bool:
+    if key.variant == ("name", "nft") and key.path[-1] == "beta":
+        return False
+    return key.dotted in ACCEPTED.get(value, set())
+
+
+@pytest.mark.parametrize("value", VALUES)
+def test_numeric_keys(value: str, tmp_path: Path) -> None:
+    """100 % exit 2, or accepted as documented."""
+    path = edited(tmp_path)
+    surprises = []
+    for key in numeric():
+        try:
+            load_config(path, overrides(key, value), ["a.py"])
+            ran = True
+        except ConfigError:
+            ran = False
+        if ran != accepted(key, value):
+            surprises.append((key.dotted, key.variant, ran))
+    assert not surprises
+
+
+def test_the_table_names_existing_keys() -> None:
+    """A key that was renamed cannot stay documented, and there are keys to try at all."""
+    names = {key.dotted for key in numeric()}
+    assert len(names) > 40
+    assert set().union(*ACCEPTED.values()) <= names
+
+
+def test_control_good_values_are_accepted(tmp_path: Path) -> None:
+    """Negative control: the same overrides with each key's own default are no errors."""
+    path = edited(tmp_path, ("batch_size: 8", "batch_size: 16"))  # a multiple of the default group
+    for key in numeric():
+        default = key.field.default
+        if default is not None:
+            load_config(path, overrides(key, f"{default}"), ["a.py"])
+
+
+@pytest.mark.parametrize("text", ["1e-5", "5e-05", "0.00001", "1.0e-5", "'1e-5'"])
+def test_small_numbers_in_every_spelling(text: str, tmp_path: Path) -> None:
+    config = load_config(edited(tmp_path), [f"train.learning_rate={text}"]).config
+    assert config.train.learning_rate == float(text.strip("'"))
+
+
+@pytest.mark.parametrize("text", ["10", "10.0", "1e1", "0xA", "0o12", '"10"'])
+def test_exact_integers_in_every_spelling(text: str, tmp_path: Path) -> None:
+    steps = load_config(edited(tmp_path), [f"train.steps={text}"]).config.train.steps
+    assert steps == 10
+    assert type(steps) is int
