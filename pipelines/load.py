@@ -50,7 +50,7 @@ def load_pipeline(config: ModelConfig, device: str | torch.device) -> DiffusionP
         options["requires_safety_checker"] = False  # type: ignore[assignment]
     try:
         pipe = DiffusionPipeline.from_pretrained(
-            str(folder), torch_dtype=DTYPES[config.dtype], use_safetensors=True, **options
+            str(folder), dtype=DTYPES[config.dtype], use_safetensors=True, **options
         )
     except LOADING as error:
         raise CheckpointError(

@@ -61,7 +61,8 @@ class TracedGenerator:
         self.pipe, self.rate, self.pack = pipe, rate, pack
         self.arguments = arguments
         self.loop: Any = inspect.unwrap(type(pipe).__call__)
-        self.device = device_of(self.denoisers()[0])
+        self.device: torch.device = pipe._execution_device
+        self.view_class = settled_class(type(pipe), self.device)
         self.listener = listener(pipe.scheduler)  # type: ignore[attr-defined]
         self.clock, self.latent_shape, self.dtype = self.listen()
         self.path = self.clock.path
@@ -80,6 +81,7 @@ class TracedGenerator:
     ) -> Any:
         """The pipeline's loop with our listener, on a copy that shares its modules."""
         view = copy.copy(self.pipe)
+        view.__class__ = self.view_class
         members = vars(view)
         members["scheduler"] = self.listener
         members["encode_prompt"] = encode_prompt
@@ -222,6 +224,10 @@ class TracedGenerator:
         return list(denoisers_of(self.pipe).values())
 
 
-def device_of(module: torch.nn.Module) -> torch.device:
-    """Device of the first parameter."""
-    return next(module.parameters()).device
+def settled_class(base: type, device: torch.device) -> type:
+    """A pipeline class that knows its device.
+
+    diffusers walks all modules of the pipeline for it at each call, which costs as much as a
+    small network.
+    """
+    return type(base.__name__, (base,), {"_execution_device": property(lambda self: device)})
