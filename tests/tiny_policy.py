@@ -170,23 +170,24 @@ def tiny_rollout(
             mean=torch.stack(means, 1) if keep_mean else None,
             cond=cond,
         ),
-        samples=[
-            Sample(
-                prompt=f"prompt {int(g)}",
-                media=torch.zeros(3, 1, 1),
-                modality="image",
-                rate=None,
-                prompt_id=int(g),
-                sample_id=int(m),
-                seed=seed,
-            )
-            for g, m in zip(group, member, strict=True)
-        ],
+        samples=[_sample(int(g), int(m), seed) for g, m in zip(group, member, strict=True)],
         group=group,
         reward=torch.zeros(len(group)),
         valid=torch.ones(len(group), dtype=torch.bool),
         reward_terms={},
         term_valid={},
+    )
+
+
+def _sample(prompt_id: int, sample_id: int, seed: int) -> Sample:
+    return Sample(
+        prompt=f"prompt {prompt_id}",
+        media=torch.zeros(3, 1, 1),
+        modality="image",
+        rate=None,
+        prompt_id=prompt_id,
+        sample_id=sample_id,
+        seed=seed,
     )
 
 
