@@ -22,7 +22,7 @@ from flowalign.pipelines.traced import PROBES, TracedGenerator
 from flowalign.types import Cond, Modality
 from flowalign.unconditional import known_output
 
-Argument = int | str
+Argument = tuple[int | str, ...]  # place or name, then keys inside dictionaries
 Arguments = dict[Argument, Any]
 Answer = Callable[[Callable[..., Any], Arguments], tuple[Tensor]]
 
@@ -37,7 +37,7 @@ class Halves:
 
     kind: Literal["doubled", "separate", "none"]
     place: int
-    batched: frozenset[Argument]  # positions and names of the arguments with a row axis
+    batched: frozenset[Argument]  # the arguments with a row axis
 
 
 class DetachedGuidance:
@@ -119,10 +119,33 @@ def unconditional(forward: Callable[..., Any], given: Arguments, known: Tensor |
 
 def called(forward: Callable[..., Any], given: Arguments) -> Tensor:
     """The denoiser's only output."""
-    positional = [given[key] for key in sorted(k for k in given if isinstance(k, int))]
-    named = {key: value for key, value in given.items() if isinstance(key, str)}
-    (output,) = forward(*positional, **named)
+    arguments = nested(given)
+    places = sorted(key for key in arguments if isinstance(key, int))
+    named = {key: value for key, value in arguments.items() if isinstance(key, str)}
+    (output,) = forward(*(arguments[place] for place in places), **named)
+    if not isinstance(output, Tensor):
+        raise unknown_calls(f"the denoiser answers with a {type(output).__name__}")
     return output
+
+
+def flat(arguments: Mapping[Any, Any], path: Argument = ()) -> Arguments:
+    """Values of nested dictionaries by their path."""
+    found: Arguments = {}
+    for key, value in arguments.items():
+        inside = isinstance(value, dict) and value
+        found |= flat(value, (*path, key)) if inside else {(*path, key): value}
+    return found
+
+
+def nested(given: Arguments) -> dict[int | str, Any]:
+    """Undo `flat`."""
+    found: dict[int | str, Any] = {}
+    for path, value in given.items():
+        inner = found
+        for key in path[:-1]:
+            inner = inner.setdefault(key, {})
+        inner[path[-1]] = value
+    return found
 
 
 def half(given: Arguments, batched: frozenset[Argument], place: int) -> Arguments:
@@ -150,7 +173,7 @@ def answered_one(module: torch.nn.Module, answer: Answer) -> Iterator[None]:
     own: Mapping[str, Any] = {"forward": members["forward"]} if "forward" in members else {}
 
     def forward_in_halves(*args: Any, **kwargs: Any) -> tuple[Tensor]:
-        return answer(forward, {**dict(enumerate(args)), **kwargs})
+        return answer(forward, flat({**dict(enumerate(args)), **kwargs}))
 
     members["forward"] = forward_in_halves
     try:
@@ -178,20 +201,21 @@ def find_halves(generator: TracedGenerator) -> Halves:
         if len(pair) == 1 and sizes == {2}:
             return Halves(kind="none", place=0, batched=batched)
         if len(pair) == 1 and sizes == {4}:
-            equal = [rows_equal(half(pair[0], batched, place), batched) for place in (0, 1)]
-            if sorted(equal) == [False, True]:
-                return Halves(kind="doubled", place=equal.index(True), batched=batched)
+            blank = [rows_equal(half(pair[0], batched, place), batched) for place in (0, 1)]
+            if sorted(blank) == [False, True]:
+                return Halves(kind="doubled", place=blank.index(True), batched=batched)
         if len(pair) == 2 and sizes == {2}:
-            equal = [rows_equal(call, batched) for call in pair]
-            if sorted(equal) == [False, True]:
-                return Halves(kind="separate", place=equal.index(True), batched=batched)
-    raise ConfigError(
-        "MODEL-GUIDANCE",
-        "train.guidance_gradient",
-        f"{type(generator.pipe).__name__} calls its denoiser {len(pair)} times a step in an "
-        "order that was not recognised",
-        "use `guidance_gradient: full`",
-    )
+            blank = [rows_equal(call, batched) for call in pair]
+            if sorted(blank) == [False, True]:
+                return Halves(kind="separate", place=blank.index(True), batched=batched)
+    raise unknown_calls(f"{len(pair)} calls a step, of {sorted(sizes)} rows for 2 prompts")
+
+
+def unknown_calls(seen: str) -> ConfigError:
+    """The error for a pipeline whose guidance was not recognised."""
+    what = f"the pipeline's guidance was not recognised: {seen}"
+    fix = "use `guidance_gradient: full`"
+    return ConfigError("MODEL-GUIDANCE", "train.guidance_gradient", what, fix)
 
 
 @torch.no_grad()
@@ -224,5 +248,13 @@ def rows_of(call: Arguments) -> int:
 
 
 def rows_equal(call: Arguments, batched: frozenset[Argument]) -> bool:
-    """Whether every argument has the same value in its first two rows."""
-    return all(torch.equal(call[key][0], call[key][1]) for key in batched)
+    """Whether every argument that is given has the same value in its first two rows."""
+    given = [call[key] for key in batched if length(call.get(key))]
+    return all(equal(value[0], value[1]) for value in given)
+
+
+def equal(a: Any, b: Any) -> bool:
+    """Equality of two rows, tensors or not."""
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
+        return torch.equal(a, b)
+    return bool(a == b)

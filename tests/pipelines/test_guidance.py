@@ -15,7 +15,7 @@ from flowalign.pipelines.load import make_generator
 from flowalign.pipelines.traced import TracedGenerator
 from flowalign.types import Cond, Rollout, Trajectory
 from flowalign.unconditional import forgetting, known_output, remembering
-from tests.zoo.image import sd3, sd15
+from tests.zoo.image import sd3, sd15, sdxl
 
 PROMPTS = ["a red circle", "the blue square", "two dogs"]
 
@@ -39,7 +39,7 @@ class Setting:
 
 
 def setting(name: str, guidance: float = 4.0) -> Setting:
-    pipe = {"sd3": sd3, "sd15": sd15}[name]()
+    pipe = {"sd3": sd3, "sd15": sd15, "sdxl": sdxl}[name]()
     generator = make_generator(pipe, ModelConfig(name=name, guidance_scale=guidance))
     add_lora(generator.denoisers(), LoraConfig(rank=2), seed=0)
     parameters = lora_parameters(generator.denoisers())
@@ -98,7 +98,7 @@ def rolled_out(setting: Setting, generator: DetachedGuidance) -> Cond:
     return remembering(rollout, heard).trajectory.cond
 
 
-@pytest.mark.parametrize("name", ["sd3", "sd15"])
+@pytest.mark.parametrize("name", ["sd3", "sd15", "sdxl"])
 def test_same_gradient_with_less_work(name: str) -> None:
     """Plain, without graph and reused: the same to rounding; each does what it says."""
     s = setting(name)
@@ -152,7 +152,7 @@ def test_nothing_changes_without_guidance() -> None:
 def test_the_unconditional_half_is_found() -> None:
     halves = find_halves(setting("sd3").generator)
     assert (halves.kind, halves.place) == ("doubled", 0)
-    assert "encoder_hidden_states" in halves.batched
+    assert ("encoder_hidden_states",) in halves.batched
 
 
 def test_the_wrong_half_is_seen() -> None:
