@@ -15,6 +15,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 from ruamel.yaml.reader import ReaderError
+from ruamel.yaml.representer import SafeRepresenter
 
 from flowalign.errors import ConfigError, SecurityError
 
@@ -94,12 +95,24 @@ def parse(text: str, *, source: str, expand: Callable[[str, str], str] | None = 
 def dump(value: object) -> str:
     """Block-style YAML text; `parse` gives back an equal value."""
     writer = YAML(typ="safe", pure=True)
+    writer.Representer = _Representer
     writer.default_flow_style = False
     writer.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
     writer.width = 1_000_000
     stream = io.StringIO()
     writer.dump(value, stream)
     return stream.getvalue()
+
+
+class _Representer(SafeRepresenter):
+    """Text with control characters in double quotes: the plain style loses some line ends."""
+
+    def represent_str(self, data: str) -> ScalarNode:
+        style = None if data.isprintable() else '"'
+        return self.represent_scalar(f"{_TAG_PREFIX}str", data, style=style)
+
+
+_Representer.add_representer(str, _Representer.represent_str)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -165,8 +178,11 @@ class _Builder:
         if node.anchor is not None:
             what = f"anchor or alias `{node.anchor}`: nothing in a config is inherited"
             raise ConfigError("CFG-SYNTAX", self.where(node), what, "write the value out")
-        if self.text[node.start_mark.index : node.start_mark.index + 1] == "!":
-            name = str(node.tag).removeprefix(_TAG_PREFIX)
+        name = str(node.tag).removeprefix(_TAG_PREFIX)
+        # A scalar that begins with `!` has a tag of its own; a mapping begins where its key does.
+        start = node.start_mark.index
+        tagged = isinstance(node, ScalarNode) and self.text[start : start + 1] == "!"
+        if tagged or (not isinstance(node, ScalarNode) and name not in _CORE_TAGS):
             kind = ConfigError if name in _CORE_TAGS else SecurityError
             what = f"tag `{name}`: a config cannot name types, make objects or run code"
             raise kind("SEC-YAML-TAG", self.where(node), what, "remove the tag")
