@@ -65,8 +65,8 @@ def inject(module: nn.Module, names: Sequence[str], *, rank: int, alpha: float) 
         else:
             inject_adapter_in_model(config, module, ADAPTER)
     for _, layer in named_layers([module]):
-        for part in (layer.lora_A, layer.lora_B):
-            part[ADAPTER].weight.data = part[ADAPTER].weight.data.float()
+        for weight in factors(layer):
+            weight.data = weight.data.float()
 
 
 def pattern(names: Sequence[str]) -> str:
@@ -74,10 +74,17 @@ def pattern(names: Sequence[str]) -> str:
     return "|".join(map(re.escape, names))
 
 
+def factors(layer: LoraLayer) -> tuple[nn.Parameter, nn.Parameter]:
+    """A (r, in) and B (out, r)."""
+    a, b = layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight
+    assert isinstance(a, nn.Parameter) and isinstance(b, nn.Parameter)
+    return a, b
+
+
 @torch.no_grad()
 def start(layer: LoraLayer, random: torch.Generator) -> None:
     """A uniform, B zero."""
-    a, b = layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight
+    a, b = factors(layer)
     bound = a.shape[1] ** -0.5
     a.copy_((torch.rand(a.shape, generator=random) * 2 - 1) * bound)
     b.zero_()
@@ -142,9 +149,9 @@ def named_layers(modules: Sequence[nn.Module]) -> list[tuple[str, LoraLayer]]:
 def lora_parameters(modules: Sequence[nn.Module]) -> dict[str, nn.Parameter]:
     """The adapter's parameters A and B by name."""
     return {
-        f"{name}.{part}": layers[ADAPTER].weight
+        f"{name}.{part}": weight
         for name, layer in named_layers(modules)
-        for part, layers in (("lora_A", layer.lora_A), ("lora_B", layer.lora_B))
+        for part, weight in zip(("lora_A", "lora_B"), factors(layer), strict=True)
     }
 
 
@@ -245,12 +252,12 @@ def merged_lora(modules: Sequence[nn.Module]) -> Iterator[None]:
 def base_weight(layer: LoraLayer) -> nn.Parameter:
     """W of an adapted linear layer."""
     base = layer.get_base_layer()
-    assert isinstance(base, nn.Linear)
+    assert isinstance(base, nn.Linear) and isinstance(base.weight, nn.Parameter)
     return base.weight
 
 
 @torch.no_grad()
 def delta(layer: LoraLayer) -> Tensor:
     """(alpha / r) B A, (out, in) float32."""
-    a, b = layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight
+    a, b = factors(layer)
     return layer.scaling[ADAPTER] * (b @ a)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
-from diffusers.utils import is_bs4_available, is_ftfy_available
+from diffusers.utils.import_utils import is_bs4_available, is_ftfy_available
 
 from flowalign.config.schema import ModelConfig
 from flowalign.errors import ConfigError

@@ -106,7 +106,7 @@ def diffusion_clock(scheduler: Any, alphas_cumprod: Tensor) -> Clock:
     path = VariancePreserving(
         alphas_cumprod=alphas_cumprod.to("cpu", torch.float64),
         final_alpha_cumprod=final,
-        prediction_type=scheduler.config.prediction_type,
+        prediction_type=scheduler.config["prediction_type"],
     )
     return Clock(path=path, sign=1.0, timestep=timestep, levels=levels)
 

@@ -1,5 +1,8 @@
 """Tiny random audio pipelines: a fraction of a second."""
 
+# pyright: reportPrivateImportUsage=false, reportArgumentType=false
+# diffusers exports its classes lazily, and annotates lists of blocks as single ones.
+
 from __future__ import annotations
 
 import torch
@@ -120,7 +123,7 @@ def audioldm2() -> AudioLDM2Pipeline:
         norm_num_groups=4,
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
         up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        cross_attention_dim=(None, 16, 16),  # type: ignore[arg-type]
+        cross_attention_dim=(None, 16, 16),
         attention_head_dim=2,
     )
     autoencoder = AutoencoderKL(
@@ -168,7 +171,7 @@ def audioldm2() -> AudioLDM2Pipeline:
         tokenizer_2=t5_tokenizer(),
         feature_extractor=ClapFeatureExtractor(feature_size=32, sampling_rate=800),
         unet=unet.eval(),
-        scheduler=DDIMScheduler(),  # type: ignore[arg-type]
+        scheduler=DDIMScheduler(),
         vocoder=vocoder.eval(),
     )
 

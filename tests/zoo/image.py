@@ -1,5 +1,8 @@
 """Tiny random image pipelines: 16 x 16 pixels, autoencoders of factor 2."""
 
+# pyright: reportPrivateImportUsage=false, reportArgumentType=false
+# diffusers exports its classes lazily, and annotates lists of blocks as single ones.
+
 from __future__ import annotations
 
 import torch
@@ -75,7 +78,7 @@ def unet(**sizes: object) -> UNet2DConditionModel:
         attention_head_dim=2,
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
         up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        **sizes,  # type: ignore[arg-type]
+        **sizes,
     ).eval()
 
 
@@ -95,8 +98,8 @@ def sd15() -> StableDiffusionPipeline:
             set_alpha_to_one=False,
             steps_offset=1,
         ),
-        safety_checker=None,  # type: ignore[arg-type]
-        feature_extractor=None,  # type: ignore[arg-type]
+        safety_checker=None,
+        feature_extractor=None,
         requires_safety_checker=False,
     )
 
@@ -116,7 +119,7 @@ def sdxl() -> StableDiffusionXLPipeline:
             addition_time_embed_dim=8,
             projection_class_embeddings_input_dim=6 * 8 + 16,
         ),
-        scheduler=EulerDiscreteScheduler(  # type: ignore[arg-type]
+        scheduler=EulerDiscreteScheduler(
             beta_start=0.00085,
             beta_end=0.012,
             beta_schedule="scaled_linear",
@@ -151,8 +154,8 @@ def sd3() -> StableDiffusion3Pipeline:
         tokenizer=clip_tokenizer(),
         text_encoder_2=text.clip_text_projected(),
         tokenizer_2=clip_tokenizer(),
-        text_encoder_3=None,  # type: ignore[arg-type]
-        tokenizer_3=None,  # type: ignore[arg-type]
+        text_encoder_3=None,
+        tokenizer_3=None,
     )
 
 
@@ -210,7 +213,7 @@ def flux2_klein() -> Flux2KleinPipeline:
         scheduler=shifted_by_size(),
         vae=autoencoder.eval(),
         text_encoder=text.qwen3(num_layers=28),  # it reads layers 9, 18 and 27
-        tokenizer=word_tokenizer(),  # type: ignore[arg-type]
+        tokenizer=word_tokenizer(),
         transformer=transformer.eval(),
     )
 
@@ -241,7 +244,7 @@ def qwen_image() -> QwenImagePipeline:
         scheduler=shifted_by_size(),
         vae=autoencoder.eval(),
         text_encoder=text.qwen25_vl(),
-        tokenizer=word_tokenizer(),  # type: ignore[arg-type]
+        tokenizer=word_tokenizer(),
         transformer=transformer.eval(),
     )
 
@@ -277,11 +280,11 @@ def sana() -> SanaPipeline:
         scaling_factor=0.8,
     )
     return SanaPipeline(
-        tokenizer=word_tokenizer(),  # type: ignore[arg-type]
+        tokenizer=word_tokenizer(),
         text_encoder=text.gemma2(),
         vae=autoencoder.eval(),
         transformer=transformer.eval(),
-        scheduler=flow(),  # type: ignore[arg-type]
+        scheduler=flow(),
     )
 
 
@@ -307,7 +310,7 @@ def lumina2() -> Lumina2Pipeline:
         scheduler=shifted_by_size(),
         vae=vae(shift=0.1, levels=4),  # the pipeline takes 8 for granted
         text_encoder=text.gemma2(),
-        tokenizer=word_tokenizer(),  # type: ignore[arg-type]
+        tokenizer=word_tokenizer(),
     )
 
 
@@ -377,5 +380,5 @@ def pixart_sigma() -> PixArtSigmaPipeline:
         text_encoder=text.t5(),
         vae=vae(),
         transformer=transformer.eval(),
-        scheduler=DDIMScheduler(),  # type: ignore[arg-type]
+        scheduler=DDIMScheduler(),
     )

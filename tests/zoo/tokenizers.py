@@ -1,5 +1,8 @@
 """Tokenizers built from a vocabulary in memory."""
 
+# pyright: reportArgumentType=false
+# transformers annotates merges as text; it takes pairs.
+
 from __future__ import annotations
 
 from tokenizers import Tokenizer

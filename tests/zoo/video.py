@@ -1,5 +1,8 @@
 """Tiny random video pipelines: few frames of 16 or 32 pixels."""
 
+# pyright: reportPrivateImportUsage=false, reportArgumentType=false
+# diffusers exports its classes lazily, and annotates lists of blocks as single ones.
+
 from __future__ import annotations
 
 import torch
@@ -79,7 +82,7 @@ def wan22() -> WanPipeline:
         tokenizer=t5_tokenizer(),
         text_encoder=text.umt5(),
         vae=wan_vae(),
-        scheduler=UniPCMultistepScheduler(  # type: ignore[arg-type]
+        scheduler=UniPCMultistepScheduler(
             prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0
         ),
         transformer=wan_transformer(),
@@ -157,7 +160,7 @@ def cogvideox() -> CogVideoXPipeline:
         text_encoder=text.t5(),
         vae=autoencoder.eval(),
         transformer=transformer.eval(),
-        scheduler=CogVideoXDDIMScheduler(prediction_type="v_prediction"),  # type: ignore[arg-type]
+        scheduler=CogVideoXDDIMScheduler(prediction_type="v_prediction"),
     )
 
 
@@ -187,7 +190,7 @@ def hunyuan_video() -> HunyuanVideoPipeline:
     )
     return HunyuanVideoPipeline(
         text_encoder=text.llama(),
-        tokenizer=word_tokenizer(),  # type: ignore[arg-type]
+        tokenizer=word_tokenizer(),
         transformer=transformer.eval(),
         vae=autoencoder.eval(),
         scheduler=flow(7.0),
