@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flowalign.config.schema import RunConfig
-from flowalign.errors import FlowalignError, StopRequested
+from flowalign.errors import EXIT_INTERRUPTED, FlowalignError, StopRequested
 from flowalign.run_directory import RunDirectory, join_run, open_run
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ def train(
             allow_world_size_change=allow_world_size_change,
             pipe=pipe,
         )
-    except (FlowalignError, StopRequested) as error:
+    except BaseException as error:
         record_end(run, error)
         raise
     finally:
@@ -90,13 +91,19 @@ def enter_run(config: RunConfig, *, resume: bool, override_resume: Collection[st
     return join_run(config.output, "", text, resume=resume, world_size=world_size)
 
 
-def record_end(run: RunDirectory, error: FlowalignError | StopRequested) -> None:
-    """Write why the run ended, where it had begun."""
+def record_end(run: RunDirectory, error: BaseException) -> None:
+    """Write why the run ended, where it had begun; the error itself goes on."""
     if run.lock is None or not (run.root / "run.json").exists():
         return
-    state = "stopped" if isinstance(error, StopRequested) else "failed"
-    reason = str(error) if isinstance(error, StopRequested) else error.line()
-    run.status(state, last_step(run), exit_code=error.exit_code, reason=reason)
+    state, code, reason = "failed", 1, f"{type(error).__name__}: {error}"
+    if isinstance(error, StopRequested):
+        state, code, reason = "stopped", error.exit_code, str(error)
+    elif isinstance(error, KeyboardInterrupt):
+        state, code, reason = "stopped", EXIT_INTERRUPTED, "interrupted without a save"
+    elif isinstance(error, FlowalignError):
+        code, reason = error.exit_code, error.line()
+    with suppress(OSError):  # a full disk must not hide the error that tells of it
+        run.status(state, last_step(run), exit_code=code, reason=reason)
 
 
 def last_step(run: RunDirectory) -> int:

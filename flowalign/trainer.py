@@ -113,7 +113,8 @@ class Loop:
         credit = algorithm.credit(
             collected.terms, collected.valid, session.weights, collected.group
         )
-        if not torch.isfinite(credit).all():
+        # Under `skip` it makes the loss non-finite, and the update is skipped and counted.
+        if config.train.on_nonfinite == "stop" and not torch.isfinite(credit).all():
             where = f"training step {progress.step + 1}"
             raise HealthError(
                 "NON-FINITE", where, "a credit is not finite", "look at the rewards' scale"

@@ -58,7 +58,7 @@ class ToyGenerator:
             self.net = ToyNet()
         self.path: NoisePath = RectifiedFlow()
         self.modality: Modality = "image"
-        self.latent_shape = SHAPE
+        self.latent_shape: tuple[int, ...] = SHAPE
         self.rate: float | None = None
 
     def levels(self, num_steps: int) -> Tensor:
