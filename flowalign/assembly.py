@@ -19,7 +19,6 @@ from flowalign.policy import TrainedPolicy, copied, full_policy, lora_policy
 from flowalign.processes import Processes
 from flowalign.prompts import Prompt, read_prompts, warn_overlap
 from flowalign.protocols import Algorithm, Generator
-from flowalign.randomness import generator as keyed
 from flowalign.rollout import PromptCache
 from flowalign.samplers import sampler as sampler_named
 from flowalign.scoring import RewardSuite, build_suite
@@ -58,9 +57,8 @@ def prompts_of(config: RunConfig) -> tuple[list[Prompt], list[Prompt]]:
     train = read_prompts(settings.train, config=settings, origin="prompts.train")
     held_out = read_prompts(settings.evaluation, config=settings, origin="prompts.evaluation")
     warn_overlap(train, held_out, strict=settings.strict_split)
-    if settings.max_train is not None and settings.max_train < len(train):
-        order = torch.randperm(len(train), generator=keyed(config.seed, "train prompts"))
-        train = [train[i] for i in order[: settings.max_train].tolist()]
+    if settings.max_train is not None:
+        train = chosen_prompts(train, settings.max_train, config.seed, "train prompts")
     if len(train) < config.rollout.num_prompts:
         raise DataError(
             "DATA-FEW",
@@ -68,7 +66,8 @@ def prompts_of(config: RunConfig) -> tuple[list[Prompt], list[Prompt]]:
             f"{len(train)} prompts for rollout.num_prompts {config.rollout.num_prompts}",
             "lower rollout.num_prompts or add prompts",
         )
-    return train, chosen_prompts(held_out, config.evaluation.num_prompts, config.seed)
+    wanted = config.evaluation.num_prompts
+    return train, chosen_prompts(held_out, wanted, config.seed, "evaluation prompts")
 
 
 def rewards_of(

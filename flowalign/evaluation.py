@@ -42,9 +42,9 @@ class Evaluation:
         return float(self.scores[name][self.valid[name]].double().mean())
 
 
-def chosen_prompts(prompts: Sequence[Prompt], count: int, seed: int) -> list[Prompt]:
-    """`count` prompts by the seed, categories in equal numbers as far as they go."""
-    order = torch.randperm(len(prompts), generator=keyed(seed, "evaluation prompts")).tolist()
+def chosen_prompts(prompts: Sequence[Prompt], count: int, seed: int, stream: str) -> list[Prompt]:
+    """`count` prompts by the seed and a stream of it, categories in equal numbers as far as they go."""
+    order = torch.randperm(len(prompts), generator=keyed(seed, stream)).tolist()
     rank_in_category: dict[str | None, int] = {}
     ranked = []
     for place in order:
