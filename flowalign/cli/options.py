@@ -10,7 +10,6 @@ from flowalign.config.problems import show
 from flowalign.config.suggest import did_you_mean, nearest
 from flowalign.errors import ConfigError
 
-
 BEHIND_DASHES = "; a path that starts with `-` goes behind ` -- `"
 
 

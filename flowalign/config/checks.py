@@ -10,6 +10,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 
+from flowalign.config.model_sizes import autoencoder, spatial_factor, temporal_factor
 from flowalign.config.problems import Problem
 from flowalign.config.sampling import FirstKNoise, HiCoGenNoise, SamplerConfig, WindowNoise
 from flowalign.config.schema import RunConfig
@@ -192,6 +193,24 @@ def _call(config: RunConfig) -> Iterator[Problem]:
             yield _conflict(("model", "call", name), what, "remove it")
 
 
+def _sizes(config: RunConfig) -> Iterator[Problem]:
+    model = config.model
+    if model.resolution is None and model.num_frames is None:
+        return
+    settings = autoencoder(model.name)
+    factor = spatial_factor(settings)
+    if model.resolution is not None and factor is not None and model.resolution % factor:
+        low = model.resolution // factor * factor
+        near = "/".join(str(n) for n in (low, low + factor) if n)
+        what = f"{model.resolution} must be a multiple of {factor}, the autoencoder's factor"
+        yield _conflict(("model", "resolution"), what, f"nearest {near}")
+    factor = temporal_factor(settings)
+    if model.num_frames is not None and factor is not None and (model.num_frames - 1) % factor:
+        low = (model.num_frames - 1) // factor * factor + 1
+        what = f"{model.num_frames} must be {factor}n+1 for this autoencoder"
+        yield _conflict(("model", "num_frames"), what, f"allowed {low} or {low + factor}")
+
+
 def _precision(config: RunConfig) -> Iterator[Problem]:
     if config.lora is None and config.model.dtype != "fp32":
         dtype = config.model.dtype
@@ -219,6 +238,7 @@ RULES: tuple[Callable[[RunConfig], Iterator[Problem]], ...] = (
     _rewards,
     _hierarchy,
     _call,
+    _sizes,
     _precision,
     _categories,
 )
