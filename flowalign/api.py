@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flowalign.config.schema import RunConfig
+from flowalign.config.schema import RolloutConfig, RunConfig
 from flowalign.errors import EXIT_INTERRUPTED, FlowalignError, StopRequested
 from flowalign.run_directory import RunDirectory, join_run, open_run
 
@@ -128,16 +128,25 @@ def finetune(
     """Fine-tune a pipeline object with rewards: `finetune(pipe, ["a red circle"], "clip")`.
 
     `prompts` is a list, or a source as in a config (`prompts.txt`, `shapes:train`). `rewards` are
-    names or reward sections. `sections` are sections of a config (`train={"steps": 50}`). The
+    names or reward sections. Without `evaluation_prompts` the training prompts are evaluated, and
+    a warning says so. `sections` are sections of a config (`train={"steps": 50}`). The
     pipeline carries the adapter afterwards; the run directory has it in diffusers' format.
     """
     from flowalign.config.load import config_from_mapping
 
     mapping: dict[str, Any] = {"output": output, "algorithm": algorithm, **sections}
     mapping["rewards"] = [rewards] if isinstance(rewards, str) else list(rewards)
-    with prompt_files(prompts, evaluation_prompts) as sources:
-        mapping["prompts"] = {**sources, **mapping.get("prompts", {})}
-        return train(config_from_mapping(mapping), allow_code=allow_code, pipe=pipe)
+    sources: dict[str, Any] = {"train": prompts}
+    sources["evaluation"] = prompts if evaluation_prompts is None else evaluation_prompts
+    mapping["prompts"] = {**sources, **mapping.get("prompts", {})}
+    if not isinstance(prompts, str):
+        # A step draws distinct prompts: a short list is a small step, not an error.
+        usual = RolloutConfig().num_prompts
+        mapping["rollout"] = {
+            "num_prompts": max(1, min(usual, len(prompts))),
+            **mapping.get("rollout", {}),
+        }
+    return train(config_from_mapping(mapping), allow_code=allow_code, pipe=pipe)
 
 
 def export(run: str | Path, output: str | Path, *, step: int | None = None) -> Path:

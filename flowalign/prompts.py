@@ -50,8 +50,8 @@ class _Row:
     line: int  # 1-based
 
 
-def read_prompts(spec: str, *, config: PromptsConfig, origin: str) -> list[Prompt]:
-    """Every prompt of `shapes:train`, `shapes:heldout`, a `.txt` or a `.jsonl` file.
+def read_prompts(spec: str | Sequence[str], *, config: PromptsConfig, origin: str) -> list[Prompt]:
+    """Every prompt of `shapes:train`, `shapes:heldout`, a `.txt` or `.jsonl` file, or a list.
 
     `origin` names the key or option that gave `spec`. Duplicates are kept, dropped or refused as
     `config.duplicates` says.
@@ -59,10 +59,14 @@ def read_prompts(spec: str, *, config: PromptsConfig, origin: str) -> list[Promp
     Raises DataError (exit 3) with up to 20 bad rows and their number, SecurityError (exit 8) for
     a file that can only be a pickle.
     """
-    if spec.startswith(WORLD):
+    if isinstance(spec, str) and spec.startswith(WORLD):
         return _world_prompts(spec.removeprefix(WORLD), config.categories, f"{origin}: {spec}")
-    path = Path(spec)
-    rows, blank = _rows(path, origin, config)
+    if isinstance(spec, str):
+        path = Path(spec)
+        rows, blank = _rows(path, origin, config)
+    else:
+        path = Path(origin)
+        rows, blank = _listed(spec, path, config)
     if config.categories:
         rows = [row for row in rows if row.category in config.categories]
     if not rows:
@@ -153,6 +157,14 @@ def _rows(path: Path, origin: str, config: PromptsConfig) -> tuple[list[_Row], i
     if faults:
         raise first_of(faults)
     return rows, blank
+
+
+def _listed(texts: Sequence[str], origin: Path, config: PromptsConfig) -> tuple[list[_Row], int]:
+    """Rows of prompts that stand in the config itself, checked as those of a file."""
+    rows = [_Row(text=text, category=None, line=i) for i, text in enumerate(texts, 1) if text]
+    for row in rows:
+        _check_text(row, origin, config)
+    return rows, len(texts) - len(rows)
 
 
 def _lines(path: Path, origin: str) -> Iterator[tuple[int, bytes]]:

@@ -54,9 +54,9 @@ class LoraConfig(Section):
 class PromptsConfig(Section):
     """Where prompts come from."""
 
-    train: str = "shapes:train"
-    """`shapes:train`, or a `.txt` (a prompt a line) or `.jsonl` (key `prompt`) file."""
-    evaluation: str = "shapes:heldout"
+    train: str | tuple[str, ...] = "shapes:train"
+    """`shapes:train`, a `.txt` (a prompt a line) or `.jsonl` (key `prompt`) file, or a list."""
+    evaluation: str | tuple[str, ...] = "shapes:heldout"
     """The same for evaluation; never trained on."""
     categories: tuple[str, ...] = ()
     """Only these categories of the shapes world; all when empty."""
