@@ -1,4 +1,4 @@
-"""The verifier is right about rendered pictures, sharp on wrong ones, and a function of each picture alone."""
+"""The verifier: right about rendered pictures, sharp on wrong ones, a function of each alone."""
 
 import random
 from collections.abc import Sequence
@@ -159,7 +159,7 @@ def test_score_is_graded() -> None:
 
 
 def test_relation_is_judged_by_position() -> None:
-    """The same pictures under the converse relation keep the subject score and lose the relation score."""
+    """Under the converse relation the subject score stays and the relation score goes."""
     texts = prompts("train", "relation", 80)
     swap = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
     converse = [t.replace(r, s, 1) for t in texts for r, s in swap.items() if r in t]
