@@ -28,6 +28,7 @@ from flowalign.guarded_call import (
 )
 from flowalign.protocols import Reward
 from flowalign.types import Sample
+from flowalign.user_code import LoadedCode
 
 _log = logging.getLogger(__name__)
 
@@ -36,18 +37,18 @@ Failure = Literal["raise", "drop"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Entry:
-    """One reward of a suite."""
+    """One reward of a suite. A user's code is captured when it prints and watched for changes."""
 
     label: str  # name of the term
     reward: Reward
     weight: float = 1.0
-    trusted: bool = True  # False: a user's code; its prints are captured, its inputs compared
+    code: LoadedCode | None = None  # the user's file it comes from; None for a shipped reward
 
     @property
     def where(self) -> str:
         """The place in errors: the label, and the user's own name where that is another."""
-        own = "" if self.reward.name == self.label or self.trusted else f" (`{self.reward.name}`)"
-        return f"reward `{self.label}`{own}"
+        own = "" if self.reward.name == self.label or self.code is None else self.reward.name
+        return f"reward `{self.label}`" + (f" (`{own}`)" if own else "")
 
 
 def score_one(
@@ -84,7 +85,7 @@ class _Guarded:
 
     def __call__(self, samples: Sequence[Sample]) -> tuple[Tensor, Tensor]:
         """(values (N,), valid (N,)), values not yet checked to be finite."""
-        before = None if self.entry.trusted else _fingerprints(samples)
+        before = None if self.entry.code is None else _fingerprints(samples)
         try:
             answer = self._answer(samples)
         finally:  # also when it raised: the next call would see the changed media
@@ -95,7 +96,7 @@ class _Guarded:
         return read_answer(answer, where=self.entry.where, num=len(samples))
 
     def _answer(self, samples: Sequence[Sample]) -> object:
-        log = None if self.entry.trusted else Captured()
+        log = None if self.entry.code is None else Captured()
         seconds = max(self.deadline - time.monotonic(), 0.0)
         try:
             with global_randomness_kept():

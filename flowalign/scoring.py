@@ -15,10 +15,9 @@ from torch import Tensor
 
 from flowalign.config.rewards import CodeReward, RewardConfig
 from flowalign.errors import ConfigError, HealthError, RewardError
-from flowalign.protocols import Reward
 from flowalign.reward_call import Entry, Failure, named, score_one
 from flowalign.types import Sample
-from flowalign.user_code import load_reward
+from flowalign.user_code import LoadedCode, load_reward
 
 __all__ = ["Entry", "Failure", "RewardSuite", "Scores", "build_suite", "combine"]
 
@@ -62,6 +61,11 @@ class RewardSuite:
     def weights(self) -> dict[str, float]:
         """Weight of each term."""
         return {entry.label: entry.weight for entry in self.entries}
+
+    @property
+    def code(self) -> dict[str, LoadedCode]:
+        """The user's files behind the terms, for the record of the run."""
+        return {entry.label: entry.code for entry in self.entries if entry.code is not None}
 
     def score(self, samples: Sequence[Sample]) -> Scores:
         """Scores of `samples` by every reward.
@@ -113,27 +117,22 @@ def build_suite(
     timeout_s: float = 120.0,
 ) -> RewardSuite:
     """The suite of a config; `allow_code` are the files named on the command line."""
-    entries = [
-        Entry(
-            label=config.label or config.name,
-            reward=_build(config, allow_code, torch.device(device)),
-            weight=config.weight,
-            trusted=not isinstance(config, CodeReward),
-        )
-        for config in configs
-    ]
+    entries = [_entry(config, allow_code, torch.device(device)) for config in configs]
     return RewardSuite(entries=entries, failure=failure, timeout_s=timeout_s)
 
 
-def _build(config: RewardConfig, allow_code: Sequence[str], device: torch.device) -> Reward:
+def _entry(config: RewardConfig, allow_code: Sequence[str], device: torch.device) -> Entry:
     """The reward a config names: file `rewards/<name>.py`, or the user's own.
 
     `name` is one of the schema's literals, so no config can choose what is imported.
     """
+    label = config.label or config.name
     if isinstance(config, CodeReward):
-        return load_reward(config.target, config.args, allow_code=allow_code).reward
+        reward, code = load_reward(config.target, config.args, allow_code=allow_code)
+        return Entry(label=label, reward=reward, weight=config.weight, code=code)
     module = importlib.import_module(f"flowalign.rewards.{config.name}")
-    return module.from_config(config, device=device)
+    reward = module.from_config(config, device=device)
+    return Entry(label=label, reward=reward, weight=config.weight)
 
 
 def _check_modality(entries: Sequence[Entry], samples: Sequence[Sample]) -> None:

@@ -50,18 +50,17 @@ class UserReward:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class LoadedReward:
-    """A reward from a user's file, and the proof of which bytes it came from."""
+class LoadedCode:
+    """Which bytes ran."""
 
-    reward: Reward
     file: Path
     sha256: str
 
 
 def load_reward(
     target: str, args: Mapping[str, bool | int | float | str], *, allow_code: Sequence[str]
-) -> LoadedReward:
-    """The reward `file.py:Name`, a class or factory called with `args`, or a plain function.
+) -> tuple[Reward, LoadedCode]:
+    """(reward, its file) of `file.py:Name`: a class or factory called with `args`, or a function.
 
     Raises SecurityError unless `file.py` resolves to a file of `allow_code`, and RewardError when
     the file or the name is missing, the code fails, or the signature is not that of a reward.
@@ -79,7 +78,7 @@ def load_reward(
         fix = f"it defines: {', '.join(names) or 'nothing callable'}"
         raise RewardError("RWD-MISSING", f"reward `{target}`", what, fix)
     reward = _reward(vars(module)[name], name, args, target)
-    return LoadedReward(reward=reward, file=file, sha256=digest)
+    return reward, LoadedCode(file=file, sha256=digest)
 
 
 def allowed_file(target: str, allow_code: Sequence[str]) -> tuple[Path, str]:

@@ -21,6 +21,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -77,18 +78,19 @@ def load_towers(model: str, revision: str, device: torch.device) -> Transformers
     where = f"reward `clip`, model `{model}`"
     fix = "name a folder or Hub id of a transformers CLIPModel in safetensors"
     try:
-        loaded, report = CLIPModel.from_pretrained(
+        found: Any = CLIPModel.from_pretrained(
             source,
             revision=revision,
             use_safetensors=True,
             dtype=torch.float32,
-            output_loading_info=True,
+            output_loading_info=True,  # makes it a pair
         )
         tokenizer = CLIPTokenizer.from_pretrained(source, revision=revision)
         processor = CLIPImageProcessor.from_pretrained(source, revision=revision)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         what = f"cannot be read as a CLIP: {str(error).strip().splitlines()[0][:200]}"
         raise CheckpointError("CKPT-MODEL", where, what, fix) from error
+    loaded, report = found
     if absent := sorted(report["missing_keys"]):
         # transformers would go on with random numbers in their place.
         what = f"is no whole CLIP: {len(absent)} weights are missing, for example `{absent[0]}`"
@@ -119,8 +121,10 @@ def _source(model: str) -> str:
 
 def _preprocessing(processor: CLIPImageProcessor) -> Preprocessing:
     """Side, mean, std and filter as the checkpoint's own processor has them."""
+    shortest = processor.size["shortest_edge"]
     return Preprocessing(
-        side=processor.size["shortest_edge"],
+        side=shortest or processor.size["height"],
+        resize="shortest" if shortest else "squash",
         mean=tuple(processor.image_mean),
         std=tuple(processor.image_std),
         interpolation=_INTERPOLATIONS[int(processor.resample)],  # type: ignore[arg-type]

@@ -12,7 +12,8 @@ from flowalign.config.rewards import ClipReward, OpenClipReward
 from flowalign.reward_check import check_reward
 from flowalign.scoring import RewardSuite, build_suite
 from flowalign.types import Sample
-from flowalign.worlds.shapes import caption, corrupt, parse
+from flowalign.worlds.shapes.corruptions import corrupt
+from flowalign.worlds.shapes.grammar import caption, parse
 from tests.rewards.world import noise_samples, true_samples
 
 

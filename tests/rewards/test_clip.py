@@ -17,7 +17,7 @@ from flowalign.errors import FlowalignWarning
 from flowalign.rewards import clip, open_clip
 from flowalign.scoring import build_suite
 from flowalign.similarity import CosineScore, Preprocessing
-from flowalign.worlds.shapes import open_clip_state
+from flowalign.worlds.shapes.models import open_clip_state
 from flowalign.worlds.shapes.training.install import open_clip_config
 from tests.rewards.plain_clip import cosines
 from tests.rewards.world import noise_samples, true_samples, write_tiny_clip

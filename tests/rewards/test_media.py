@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import struct
 import zlib
 from collections.abc import Callable
@@ -13,6 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
+from flowalign import media
 from flowalign.errors import DataError, FlowalignError, HealthError, SecurityError
 from flowalign.media import (
     MAX_FILE_BYTES,
@@ -159,10 +161,14 @@ def test_other_kinds_of_transparency(mode: str, tmp_path: Path) -> None:
     assert (load_image(tmp_path / "a.png") == 1.0).all()
 
 
-def test_cmyk_is_converted(tmp_path: Path) -> None:
+def test_cmyk_is_converted_and_noted_once(tmp_path: Path, caplog) -> None:
     Image.new("CMYK", (16, 16), (0, 255, 255, 0)).save(tmp_path / "a.jpg")
-    loaded = load_image(tmp_path / "a.jpg")
-    assert loaded[0].mean() > 0.9 and loaded[1:].mean() < 0.1
+    media._note.cache_clear()
+    with caplog.at_level(logging.INFO, logger="flowalign"):
+        for _ in range(3):
+            loaded = load_image(tmp_path / "a.jpg")
+            assert loaded[0].mean() > 0.9 and loaded[1:].mean() < 0.1
+    assert caplog.messages == ["CMYK pictures are converted to RGB"]
 
 
 def test_the_orientation_of_a_camera_is_applied(tmp_path: Path) -> None:
@@ -208,12 +214,12 @@ def animated(kind: str) -> Callable[[Path], None]:
     return write
 
 
-def text(content: str) -> Callable[[Path], None]:
-    return lambda path: path.write_text(content) and None
+def text(content: str) -> Callable[[Path], object]:
+    return lambda path: path.write_text(content)
 
 
-def bomb(width: int, height: int) -> Callable[[Path], None]:
-    return lambda path: path.write_bytes(png(width, height)) and None
+def bomb(width: int, height: int) -> Callable[[Path], object]:
+    return lambda path: path.write_bytes(png(width, height))
 
 
 def sparse(size: int) -> Callable[[Path], None]:

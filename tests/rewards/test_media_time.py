@@ -95,6 +95,15 @@ def test_a_header_that_lies_does_not_help(limit: str, value: int, files: Path, m
         load_video(files / "a.mp4")
 
 
+def test_a_video_without_a_rate_is_refused(files: Path, monkeypatch) -> None:
+    def reader(path: Path, demuxer: str):
+        yield {"size": (32, 32), "fps": 0.0, "duration": 1.0}
+
+    monkeypatch.setattr(media_video, "_reader", reader)
+    with pytest.raises(DataError, match="no frame rate; a video needs one constant rate"):
+        load_video(files / "a.mp4")
+
+
 def test_one_frame_is_no_video(tmp_path: Path) -> None:
     save_video(tmp_path / "a.mp4", clip(1), 8.0)
     with pytest.raises(DataError, match="too short"):

@@ -11,7 +11,8 @@ from flowalign.config.rewards import ShapesReward
 from flowalign.errors import RewardError
 from flowalign.rewards.shapes import ShapesScore, from_config, hierarchical
 from flowalign.scoring import build_suite
-from flowalign.worlds.shapes import parse, verify
+from flowalign.worlds.shapes.grammar import parse
+from flowalign.worlds.shapes.verifier import verify
 from tests.rewards.world import noise_samples, true_samples
 
 CPU = torch.device("cpu")

@@ -87,8 +87,9 @@ def test_a_file_is_not_allowed_by_naming_it_in_the_config_alone(code: Path) -> N
     config = CodeReward(name="code", target="my.py:score")
     with pytest.raises(SecurityError, match="not allowed on the command line"):
         build_suite([config])
-    scores = build_suite([config], allow_code=["my.py"]).score(noise_samples(2))
-    assert scores.valid["code"].all()
+    suite = build_suite([config], allow_code=["my.py"])
+    assert suite.score(noise_samples(2)).valid["code"].all()
+    assert suite.code["code"].sha256 == hashlib.sha256(SOURCE.encode()).hexdigest()
 
 
 def test_a_link_is_judged_by_what_it_leads_to(code: Path, tmp_path: Path) -> None:
@@ -96,7 +97,7 @@ def test_a_link_is_judged_by_what_it_leads_to(code: Path, tmp_path: Path) -> Non
     other = tmp_path / "other.py"
     other.write_text(SOURCE)
     (tmp_path / "bad.py").symlink_to(other)
-    assert load_reward("link.py:score", {}, allow_code=["my.py"]).file == code
+    assert load_reward("link.py:score", {}, allow_code=["my.py"])[1].file == code
     with pytest.raises(SecurityError):
         load_reward("bad.py:score", {}, allow_code=["my.py"])
 
@@ -105,10 +106,10 @@ def test_functions_factories_and_classes_are_rewards(code: Path) -> None:
     samples = noise_samples(3)
     mean = [float(s.media.mean()) for s in samples]
     allowed = {"allow_code": [str(code)]}
-    assert load_reward("my.py:score", {}, **allowed).reward(samples) == mean
-    double = load_reward("my.py:factory", {"scale": 2.0}, **allowed).reward
+    assert load_reward("my.py:score", {}, **allowed)[0](samples) == mean
+    double, _ = load_reward("my.py:factory", {"scale": 2.0}, **allowed)
     assert double(samples) == [2 * v for v in mean]
-    sharp = load_reward("my.py:Sharpness", {"gain": 2.0}, **allowed).reward
+    sharp, _ = load_reward("my.py:Sharpness", {"gain": 2.0}, **allowed)
     assert torch.equal(
         torch.as_tensor(sharp(samples)),
         torch.tensor([2.0 * float(s.media.std()) for s in samples]),
@@ -152,14 +153,14 @@ def test_a_file_that_fails_is_an_error_of_one_line(source: str, tmp_path: Path) 
 
 
 def test_what_ran_is_what_was_hashed(code: Path) -> None:
-    first = load_reward("my.py:score", {}, allow_code=["my.py"])
+    _, first = load_reward("my.py:score", {}, allow_code=["my.py"])
     assert first.sha256 == hashlib.sha256(SOURCE.encode()).hexdigest()
     # Nothing is cached beside the file, so a changed file cannot run old code under a new hash.
     assert not code.with_name("__pycache__").exists()
     code.write_text(SOURCE + "\ndef score(samples):\n    return [7.0] * len(samples)\n")
-    second = load_reward("my.py:score", {}, allow_code=["my.py"])
+    reward, second = load_reward("my.py:score", {}, allow_code=["my.py"])
     assert second.sha256 != first.sha256
-    assert second.reward(noise_samples(2)) == [7.0, 7.0]
+    assert reward(noise_samples(2)) == [7.0, 7.0]
 
 
 def test_a_user_file_shadows_nothing(tmp_path: Path) -> None:

@@ -13,7 +13,9 @@ from torch import Tensor
 from flowalign.reward_call import Entry
 from flowalign.scoring import Failure, RewardSuite
 from flowalign.types import Modality, Sample
-from flowalign.worlds.shapes import parse, pictures, prompts
+from flowalign.user_code import LoadedCode
+from flowalign.worlds.shapes.grammar import parse, prompts
+from flowalign.worlds.shapes.render import pictures
 
 
 def sample(media: Tensor, prompt: str = "a red circle", prompt_id: int = 0, sample_id: int = 0):
@@ -68,7 +70,8 @@ def suite_of(
 ) -> RewardSuite:
     """A suite of one reward called `scorer`."""
     reward = Scorer(answer=answer, **attributes)
-    entry = Entry(label="scorer", reward=reward, trusted=trusted)
+    code = None if trusted else LoadedCode(file=Path("my.py"), sha256="0" * 64)
+    entry = Entry(label="scorer", reward=reward, code=code)
     return RewardSuite(entries=[entry], failure=failure, timeout_s=timeout_s)
 
 
