@@ -6,13 +6,13 @@ NaN: whoever uses it by mistake sees it at once.
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from flowalign.catalog import resolve
 from flowalign.config.rewards import CodeReward, RewardConfig
 from flowalign.errors import ConfigError, HealthError, RewardError
 from flowalign.reward_call import Entry, Failure, named, score_one
@@ -130,8 +130,7 @@ def _entry(config: RewardConfig, allow_code: Sequence[str], device: torch.device
     if isinstance(config, CodeReward):
         reward, code = load_reward(config.target, config.args, allow_code=allow_code)
         return Entry(label=label, reward=reward, weight=config.weight, code=code)
-    module = importlib.import_module(f"flowalign.rewards.{config.name}")
-    reward = module.from_config(config, device=device)
+    reward = resolve("rewards", config.name)(config, device=device)
     return Entry(label=label, reward=reward, weight=config.weight)
 
 
