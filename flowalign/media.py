@@ -22,6 +22,7 @@ from torch import Tensor
 
 from flowalign.disk import write_file
 from flowalign.errors import DataError, HealthError, SecurityError
+from flowalign.types import Sample
 
 _log = logging.getLogger(__name__)
 
@@ -86,6 +87,22 @@ def save_image(path: str | Path, media: Tensor, *, quality: int = 95) -> None:
     else:
         picture.save(buffer, format=kind, quality=quality)
     write_file(path, buffer.getvalue(), sync=False)
+
+
+def save_media(path: str | Path, sample: Sample) -> None:
+    """Write a sample as what it is: a picture, a video with its fps, or audio with its rate."""
+    # These modules build on this one.
+    from flowalign.media_audio import save_audio
+    from flowalign.media_video import save_video
+
+    if sample.modality == "image":
+        save_image(path, sample.media)
+        return
+    assert sample.rate is not None, "a video or a recording has a rate"
+    if sample.modality == "video":
+        save_video(path, sample.media, sample.rate)
+    else:
+        save_audio(path, sample.media, sample.rate)
 
 
 def load_image(

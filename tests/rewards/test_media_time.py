@@ -13,8 +13,10 @@ from torch import Tensor
 
 from flowalign import media_video
 from flowalign.errors import DataError, FlowalignError, HealthError, SecurityError
+from flowalign.media import load_image, save_media
 from flowalign.media_audio import load_audio, save_audio
 from flowalign.media_video import load_video, save_video
+from flowalign.types import Sample
 
 # imageio-ffmpeg leaves the pipes of a process that ended to the garbage collector.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -194,3 +196,19 @@ def test_bad_audio_tensors_are_not_written(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="not written as"):
         save_audio(tmp_path / "a.mp3", tone(), 8000)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("modality", "name", "rate"),
+    [("image", "a.png", None), ("video", "a.mp4", 8.0), ("audio", "a.wav", 8000.0)],
+)
+def test_a_sample_is_written_as_what_it_is(modality, name: str, rate, tmp_path: Path) -> None:
+    media = {"image": clip()[0], "video": clip(), "audio": tone()}[modality]
+    given = Sample(
+        prompt="", media=media, modality=modality, rate=rate, prompt_id=0, sample_id=0, seed=0
+    )
+    save_media(tmp_path / name, given)
+    read = {"image": load_image, "video": load_video, "audio": load_audio}[modality]
+    back = read(tmp_path / name)
+    found, found_rate = back if isinstance(back, tuple) else (back, None)
+    assert found_rate == rate and (found - media).abs().max() < 0.03
