@@ -37,7 +37,7 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/pyright
 
 bench: $(VENV)/.installed-dev
-	$(BIN)/python benchmarks/epoch.py
+	$(BIN)/python -m benchmarks.epoch
 
 clean:
 	rm -rf $(VENV) build dist demo runs .pytest_cache .ruff_cache

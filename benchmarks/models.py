@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from diffusers import (
-    AutoencoderKL,
-    FlowMatchEulerDiscreteScheduler,
-    SD3Transformer2DModel,
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.models.transformers.transformer_sd3 import SD3Transformer2DModel
+from diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3 import (
     StableDiffusion3Pipeline,
+)
+from diffusers.schedulers.scheduling_flow_match_euler_discrete import (
+    FlowMatchEulerDiscreteScheduler,
 )
 from transformers import (
     CLIPTextConfig,
@@ -65,9 +67,7 @@ def clip_encoder() -> CLIPTextModelWithProjection:
 
 
 def t5_encoder() -> T5EncoderModel:
-    config = T5Config(
-        vocab_size=30, d_model=TEXT_WIDTH, d_kv=8, d_ff=64, num_layers=2, num_heads=4
-    )
+    config = T5Config(vocab_size=30, d_model=TEXT_WIDTH, d_kv=8, d_ff=64, num_layers=2, num_heads=4)
     return T5EncoderModel(config)
 
 
@@ -90,9 +90,9 @@ def sd3(size: Size, seed: int = 0) -> StableDiffusion3Pipeline:
     # The output layer starts at zero in diffusers; a zero prediction has no gradient to compare.
     torch.nn.init.normal_(transformer.proj_out.weight, std=0.02)
     vae = AutoencoderKL(
-        block_out_channels=(8, 8, 8, 8),
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
+        block_out_channels=(8, 8, 8, 8),  # type: ignore[arg-type]
+        down_block_types=("DownEncoderBlock2D",) * 4,  # type: ignore[arg-type]
+        up_block_types=("UpDecoderBlock2D",) * 4,  # type: ignore[arg-type]
         layers_per_block=1,
         latent_channels=16,
         norm_num_groups=4,

@@ -9,8 +9,8 @@ B samples, *S the latent shape, *U the shape of the denoiser's raw output.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -18,13 +18,17 @@ import torch
 from torch import Tensor
 
 from flowalign.errors import ConfigError
+from flowalign.pipelines.intercept import (
+    Answer,
+    Argument,
+    Arguments,
+    Forward,
+    answered,
+    forwarded,
+)
 from flowalign.pipelines.traced import PROBES, TracedGenerator
 from flowalign.types import Cond, Modality
 from flowalign.unconditional import known_output
-
-Argument = tuple[int | str, ...]  # place or name, then keys inside dictionaries
-Arguments = dict[Argument, Any]
-Answer = Callable[[Callable[..., Any], Arguments], tuple[Tensor]]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,6 +57,8 @@ class DetachedGuidance:
         self.latent_shape = inner.latent_shape
         self.levels, self.encode, self.decode = inner.levels, inner.encode, inner.decode
         self.halves = find_halves(inner)
+        if inner.apart and self.halves.kind != "none":
+            raise unknown_calls("prompts of different length are predicted apart")
         self.heard: list[Tensor] | None = None
 
     def denoisers(self) -> Sequence[torch.nn.Module]:
@@ -70,7 +76,7 @@ class DetachedGuidance:
         """The answer to the denoiser's calls of one step; `known` (B, *U) needs no pass."""
         place, calls = self.halves.place, iter(range(2))
 
-        def of_rows(forward: Callable[..., Any], given: Arguments) -> tuple[Tensor]:
+        def of_rows(forward: Forward, given: Arguments) -> tuple[Tensor]:
             if not torch.is_grad_enabled() or not self.without_graph:
                 output = called(forward, given)
                 halves = list(output.chunk(2))
@@ -82,7 +88,7 @@ class DetachedGuidance:
             halves[place] = unconditional(forward, parts[place], known)
             return (torch.cat([halves[0], halves[1]]),)
 
-        def of_calls(forward: Callable[..., Any], given: Arguments) -> tuple[Tensor]:
+        def of_calls(forward: Forward, given: Arguments) -> tuple[Tensor]:
             if next(calls) != place:
                 return (called(forward, given),)
             if self.without_graph and torch.is_grad_enabled():
@@ -107,7 +113,7 @@ class DetachedGuidance:
             self.heard = None
 
 
-def unconditional(forward: Callable[..., Any], given: Arguments, known: Tensor | None) -> Tensor:
+def unconditional(forward: Forward, given: Arguments, known: Tensor | None) -> Tensor:
     """The known output, or that of a pass without a graph."""
     if known is not None:
         return known
@@ -117,35 +123,12 @@ def unconditional(forward: Callable[..., Any], given: Arguments, known: Tensor |
     return output
 
 
-def called(forward: Callable[..., Any], given: Arguments) -> Tensor:
+def called(forward: Forward, given: Arguments) -> Tensor:
     """The denoiser's only output."""
-    arguments = nested(given)
-    places = sorted(key for key in arguments if isinstance(key, int))
-    named = {key: value for key, value in arguments.items() if isinstance(key, str)}
-    (output,) = forward(*(arguments[place] for place in places), **named)
+    (output,) = forwarded(forward, given)
     if not isinstance(output, Tensor):
         raise unknown_calls(f"the denoiser answers with a {type(output).__name__}")
     return output
-
-
-def flat(arguments: Mapping[Any, Any], path: Argument = ()) -> Arguments:
-    """Values of nested dictionaries by their path."""
-    found: Arguments = {}
-    for key, value in arguments.items():
-        inside = isinstance(value, dict) and value
-        found |= flat(value, (*path, key)) if inside else {(*path, key): value}
-    return found
-
-
-def nested(given: Arguments) -> dict[int | str, Any]:
-    """Undo `flat`."""
-    found: dict[int | str, Any] = {}
-    for path, value in given.items():
-        inner = found
-        for key in path[:-1]:
-            inner = inner.setdefault(key, {})
-        inner[path[-1]] = value
-    return found
 
 
 def half(given: Arguments, batched: frozenset[Argument], place: int) -> Arguments:
@@ -155,32 +138,6 @@ def half(given: Arguments, batched: frozenset[Argument], place: int) -> Argument
         for key, value in given.items()
         if key in batched
     } | {key: value for key, value in given.items() if key not in batched}
-
-
-@contextmanager
-def answered(modules: Sequence[torch.nn.Module], answer: Answer) -> Iterator[None]:
-    """Inside, calls of the modules are answered by `answer(their forward, arguments)`."""
-    with ExitStack() as stack:
-        for module in modules:
-            stack.enter_context(answered_one(module, answer))
-        yield
-
-
-@contextmanager
-def answered_one(module: torch.nn.Module, answer: Answer) -> Iterator[None]:
-    """`answered` for one module; a forward that was set on the instance is put back."""
-    members, forward = vars(module), module.forward
-    own: Mapping[str, Any] = {"forward": members["forward"]} if "forward" in members else {}
-
-    def forward_in_halves(*args: Any, **kwargs: Any) -> tuple[Tensor]:
-        return answer(forward, flat({**dict(enumerate(args)), **kwargs}))
-
-    members["forward"] = forward_in_halves
-    try:
-        yield
-    finally:
-        del members["forward"]
-        members.update(own)
 
 
 def find_halves(generator: TracedGenerator) -> Halves:
@@ -223,7 +180,7 @@ def watched(generator: TracedGenerator, prompts: Sequence[str]) -> list[Argument
     """The arguments of the denoiser's calls in one step on equal states."""
     calls: list[Arguments] = []
 
-    def answer(forward: Callable[..., Any], given: Arguments) -> tuple[Tensor]:
+    def answer(forward: Forward, given: Arguments) -> tuple[Tensor]:
         calls.append(given)
         return (called(forward, given),)
 

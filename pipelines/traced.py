@@ -31,6 +31,7 @@ from flowalign.pipelines.conditions import (
     rows_by_length,
 )
 from flowalign.pipelines.listening import Stop, listener, no_steps, silent, unheard
+from flowalign.pipelines.text_memory import TextMemory
 from flowalign.protocols import Path
 from flowalign.types import Cond, Modality
 
@@ -67,7 +68,9 @@ class TracedGenerator:
         self.clock, self.latent_shape, self.dtype = self.listen()
         self.path = self.clock.path
         self.plan = self.trace_encoding()
-        self.blank = self.encode([""])
+        self.memory = TextMemory(pipe)
+        with self.memory.learning():
+            self.blank = self.encode([""])
         self.modality, self.media_shape = self.hear_modality()
 
     def run(
@@ -149,7 +152,8 @@ class TracedGenerator:
     @torch.no_grad()
     def encode(self, prompts: Sequence[str]) -> Cond:
         """Encode each distinct prompt once and alone; the rows stand in the order of `prompts`."""
-        rows = {p: condition(self.answers([p]), self.plan) for p in dict.fromkeys(prompts)}
+        with self.memory.recalling():
+            rows = {p: condition(self.answers([p]), self.plan) for p in dict.fromkeys(prompts)}
         position = {prompt: i for i, prompt in enumerate(rows)}
         index = torch.tensor([position[prompt] for prompt in prompts])
         return Cond.cat(list(rows.values())).select(index)
