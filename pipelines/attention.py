@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Sequence
 
 import torch
+from diffusers.models.attention_dispatch import AttentionBackendName
 from diffusers.models.modeling_utils import ModelMixin
 from torch import nn
 
@@ -25,6 +27,12 @@ def use_attention(modules: Sequence[nn.Module], backend: str, device: torch.devi
     """
     if backend in DEFAULT:
         return
+    known = [*DEFAULT, *(name.value for name in AttentionBackendName)]
+    if backend not in known:
+        near = difflib.get_close_matches(backend, known, n=1, cutoff=0.0)[0]
+        raise ConfigError(
+            "MODEL-ATTENTION", "model.attention", f"no backend {backend!r}", f"did you mean {near}?"
+        )
     for module in modules:
         assert isinstance(module, ModelMixin)
         if not obeys(module):
@@ -40,11 +48,7 @@ def use_attention(modules: Sequence[nn.Module], backend: str, device: torch.devi
             )
         try:
             module.set_attention_backend(backend)
-        except ValueError as error:
-            raise ConfigError(
-                "MODEL-ATTENTION", "model.attention", f"{backend!r}: {error}", "use `auto`"
-            ) from None
-        except (RuntimeError, ImportError) as error:
+        except (RuntimeError, ImportError, ValueError) as error:
             raise ResourceError(
                 "ATTENTION-MISSING",
                 "model.attention",

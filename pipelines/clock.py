@@ -100,7 +100,7 @@ def diffusion_clock(scheduler: Any, alphas_cumprod: Tensor) -> Clock:
 
     def levels(scheduled: Any) -> Tensor:
         # PNDM repeats a timestep; a grid has each level once
-        steps = torch.unique(scheduled.timesteps.to("cpu", torch.float64).round()).flip(0)
+        steps = torch.unique(scheduled.timesteps.to("cpu", torch.float64)).flip(0)
         return torch.cat([(steps + 1) / num_train, torch.zeros(1, dtype=torch.float64)])
 
     path = VariancePreserving(
