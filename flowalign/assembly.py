@@ -17,6 +17,7 @@ from flowalign.pipelines.guidance import DetachedGuidance
 from flowalign.pipelines.load import load_pipeline, make_generator
 from flowalign.policy import TrainedPolicy, copied, full_policy, lora_policy
 from flowalign.processes import Processes
+from flowalign.prompt_lengths import check_lengths
 from flowalign.prompts import Prompt, read_prompts, warn_overlap
 from flowalign.protocols import Algorithm, Generator
 from flowalign.rollout import PromptCache
@@ -99,6 +100,8 @@ def assemble(
     train_rewards, all_rewards, weights = rewards_of(config, allow_code=allow_code, device=device)
     if pipe is None:
         pipe = load_pipeline(config.model, device)
+    texts = [prompt.text for prompt in (*train_prompts, *evaluation_prompts)]
+    check_lengths(pipe, config.model, texts, strict=config.prompts.strict_length)
     generator: Generator = make_generator(pipe, config.model)
     if config.train.guidance_gradient == "conditional":
         generator = DetachedGuidance(generator, without_graph=config.train.exact_speedups)
