@@ -111,6 +111,21 @@ def clap() -> ClapModel:
     return ClapModel(config).eval()
 
 
+def vocoder() -> SpeechT5HifiGan:
+    """Sound from mel frames, 4 values a frame."""
+    config = SpeechT5HifiGanConfig(
+        model_in_dim=8,
+        sampling_rate=800,
+        upsample_initial_channel=8,
+        upsample_rates=[2, 2],
+        upsample_kernel_sizes=[4, 4],
+        resblock_kernel_sizes=[3],
+        resblock_dilation_sizes=[[1, 3, 5]],
+        normalize_before=False,
+    )
+    return SpeechT5HifiGan(config).eval()
+
+
 def audioldm2() -> AudioLDM2Pipeline:
     """AudioLDM 2: a GPT-2 writes the conditions, a vocoder the sound."""
     torch.manual_seed(0)
@@ -137,18 +152,6 @@ def audioldm2() -> AudioLDM2Pipeline:
         latent_channels=4,
         scaling_factor=1.5,
     )
-    vocoder = SpeechT5HifiGan(
-        SpeechT5HifiGanConfig(
-            model_in_dim=8,
-            sampling_rate=800,
-            upsample_initial_channel=8,
-            upsample_rates=[2, 2],
-            upsample_kernel_sizes=[4, 4],
-            resblock_kernel_sizes=[3],
-            resblock_dilation_sizes=[[1, 3, 5]],
-            normalize_before=False,
-        )
-    )
     language_model = GPT2LMHeadModel(
         GPT2Config(
             vocab_size=len(word_tokenizer()),
@@ -172,7 +175,7 @@ def audioldm2() -> AudioLDM2Pipeline:
         feature_extractor=ClapFeatureExtractor(feature_size=32, sampling_rate=800),
         unet=unet.eval(),
         scheduler=DDIMScheduler(),
-        vocoder=vocoder.eval(),
+        vocoder=vocoder(),
     )
 
 
