@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -193,6 +194,8 @@ def child(config: RunConfig, change: Change, options: dict[str, Any]) -> None:
     """What a forked process runs: the real entry, with the toy parts put in."""
     warnings.simplefilter("ignore", FlowalignWarning)
     torch.set_num_threads(1)
+    # Another test of the parent may have made an accelerator for one process.
+    AcceleratorState._reset_state(reset_partial_state=True)
     assembly.load_pipeline = lambda config, device: None  # type: ignore[assignment]
     assembly.make_generator = lambda pipe, config, **_: ToyGenerator()  # type: ignore[assignment]
     assembly.build_suite = toy_suite  # type: ignore[assignment]

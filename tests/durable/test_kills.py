@@ -103,7 +103,7 @@ def kill_at_random(tmp_path: Path, kills: int, keep_last: int, save: Save, seed:
     expected = result(tmp_path / "straight")
     rng = random.Random(seed)
     struck = restarts = 0
-    for number in range(kills):
+    for number in range(5 * kills):
         root = tmp_path / f"run-{number}"
         done = False
         while not done:
