@@ -6,6 +6,7 @@ from the base as a bar; the mean over each training step's own samples as a thin
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from flowalign.gallery.records import Evaluation, Run, TrainingRow
 from flowalign.gallery.wording import duration, number, signed
 
 Axis = Literal["step", "time"]
+AXES: tuple[Axis, ...] = ("step", "time")
 
 WIDTH, HEIGHT = 360.0, 210.0  # of the panel, SVG units (CSS pixels on a phone)
 LEFT, RIGHT, TOP, BOTTOM = 40.0, 14.0, 10.0, 24.0
@@ -71,11 +73,11 @@ class Point:
     title: str
 
 
-def panels(runs: Sequence[Run], kinds: Sequence[ScoreKind], axis: Axis) -> list[Panel]:
-    """A panel for each score that has at least two points on some run's axis."""
+def panels(runs: Sequence[Run], kinds: Sequence[ScoreKind]) -> list[Panel]:
+    """A panel for each axis and score that has at least two points of some run."""
     evaluated = [_results(run, kinds) for run in runs]
     found = []
-    for kind in kinds:
+    for axis, kind in itertools.product(AXES, kinds):
         curves = [
             (
                 _evaluated(run, kind, results, axis),

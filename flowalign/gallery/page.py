@@ -50,8 +50,8 @@ class Content:
     columns: Sequence[Column]
     kinds: Sequence[ScoreKind]
     tables: Sequence[Table]
+    aligned: Sequence[PromptRow]  # all prompts
     rows: Sequence[RowView]  # those with pictures
-    total: int  # prompts
     notes: Sequence[str]
     categories: Sequence[str]
 
@@ -101,7 +101,7 @@ def build_gallery(
         kinds=kinds,
         tables=tables(kinds, columns, rows),
         rows=[view for view in views if view is not None],
-        total=len(rows),
+        aligned=rows,
         notes=_notes(found, columns, rows, shelf),
         categories=categories,
     )
@@ -161,7 +161,7 @@ def _shell(environment: jinja2.Environment, content: Content) -> Shell:
             pages=pages,
             count=len(rows),
             pictured=len(content.rows),
-            total=content.total,
+            total=len(content.aligned),
         )
         return template.render(
             page=info,
@@ -185,15 +185,14 @@ def _shell(environment: jinja2.Environment, content: Content) -> Shell:
 
 
 def _overview(content: Content) -> dict[str, Any]:
-    by_step = curves.panels(content.runs, content.kinds, "step")
-    by_time = curves.panels(content.runs, content.kinds, "time")
+    panels = curves.panels(content.runs, content.kinds)
     return {
         "headlines": headlines(content.tables, content.columns),
         "subtitle": _subtitle(content),
         "notes": content.notes,
         "run_names": [run.name for run in content.runs],
-        "panels": [*by_step, *by_time],
-        "has_time": bool(by_time),
+        "panels": panels,
+        "has_time": any(panel.axis == "time" for panel in panels),
         "has_training": any(row.rewards for run in content.runs for row in run.training),
         "tables": [table_view(table, content.columns) for table in content.tables],
         "runs": content.runs,
@@ -203,9 +202,11 @@ def _overview(content: Content) -> dict[str, Any]:
 
 def _subtitle(content: Content) -> str:
     """What is compared, in a line."""
-    prompts = f"{content.total} prompt" + ("s" if content.total != 1 else "")
+    count = len(content.aligned)
+    prompts = f"{count} prompt" + ("s" if count != 1 else "")
     models = list(dict.fromkeys(column.name for column in content.columns))
-    return f"{prompts}, equal seeds: {listed(models)} side by side."
+    seeds = "" if notes_on(content.columns, content.aligned) else ", equal seeds"
+    return f"{prompts}{seeds}: {listed(models)}" + (" side by side." if len(models) > 1 else ".")
 
 
 def _style(content: Content) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import json
 import random
@@ -41,7 +42,8 @@ train:
 """
 
 
-def draw(things: list[tuple[str, str]], side: int = 32) -> bytes:
+@functools.lru_cache(maxsize=4096)
+def draw(things: tuple[tuple[str, str], ...], side: int = 32) -> bytes:
     """A PNG of (colour, form) from left to right."""
     picture = Image.new("RGB", (side * 4, side * 4), BACKGROUND)
     pen = ImageDraw.Draw(picture)
@@ -155,7 +157,7 @@ def _write_evaluation(
             }
             name = f"{number:04d}-{k}.png" if number * samples + k < pictures else None
             if name is not None:
-                (folder / name).write_bytes(draw(shown, side))
+                (folder / name).write_bytes(draw(tuple(shown), side))
             row: dict[str, Any] = {
                 "step": step,
                 "prompt": text,
