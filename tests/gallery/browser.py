@@ -28,6 +28,7 @@ FLAGS = (
     "--hide-scrollbars",
     "--remote-debugging-pipe",
 )
+KEY_NUMBERS = {"Escape": 27}  # keys that the browser itself acts on
 
 
 class Browser:
@@ -75,7 +76,7 @@ class Browser:
         self.call("Emulation.setEmulatedMedia", features=[scheme])
         self._events.clear()
         self.call("Page.navigate", url=page.resolve().as_uri())
-        while not any(e["method"] == "Page.loadEventFired" for e in self._events):
+        while not any(e.get("method") == "Page.loadEventFired" for e in self._events):
             self._note(self._read())
 
     def run(self, script: str) -> Any:
@@ -84,10 +85,25 @@ class Browser:
         assert "exceptionDetails" not in answer, answer["exceptionDetails"]
         return answer["result"].get("value")
 
+    def wait_for(self, promise: str) -> Any:
+        """The value that a JavaScript promise comes to."""
+        answer = self.call(
+            "Runtime.evaluate", expression=promise, returnByValue=True, awaitPromise=True
+        )
+        assert "exceptionDetails" not in answer, answer["exceptionDetails"]
+        return answer["result"].get("value")
+
     def press(self, key: str) -> None:
         """Press and release a key by its name, for example `ArrowRight`."""
         for kind in ("keyDown", "keyUp"):
-            self.call("Input.dispatchKeyEvent", type=kind, key=key, code=key)
+            number = KEY_NUMBERS.get(key, 0)
+            self.call(
+                "Input.dispatchKeyEvent",
+                type=kind,
+                key=key,
+                code=key,
+                windowsVirtualKeyCode=number,
+            )
 
     def click(self, selector: str) -> None:
         """Click the middle of the first element, as a person would."""
