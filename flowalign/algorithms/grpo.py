@@ -14,7 +14,13 @@ import torch
 from torch import Tensor
 
 from flowalign.advantages import advantages
-from flowalign.algorithms.minibatches import draw_share, micro_batches, share, split_groups
+from flowalign.algorithms.minibatches import (
+    MicroBatches,
+    draw_share,
+    micro_batches,
+    share,
+    split_groups,
+)
 from flowalign.config.algorithms import GRPOConfig
 from flowalign.errors import ConfigError
 from flowalign.gaussian import Gaussian, element_mean, full_precision, per_sample
@@ -149,16 +155,12 @@ class GRPO:
         """
         steps = draw_share(self.trained_steps(rollout), self.config.step_fraction, generator)
         for rows in split_groups(rollout.group, self.num_updates, generator):
-            yield [
-                self.batch(
-                    rollout,
-                    credit,
-                    step,
-                    part,
-                    share(part, len(rows), rollout.group, total, len(steps)),
-                )
-                for step, part in micro_batches(rows, steps, batch_size)
-            ]
+
+            def make(step: int, part: Tensor, count: int = len(rows)) -> GRPOBatch:
+                weight = share(part, count, rollout.group, total, len(steps))
+                return self.batch(rollout, credit, step, part, weight)
+
+            yield MicroBatches(parts=list(micro_batches(rows, steps, batch_size)), make=make)
 
     def batch(
         self, rollout: Rollout, credit: Tensor, step: int, rows: Tensor, weight: float

@@ -2,12 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from flowalign.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MicroBatches(Sequence[Any]):
+    """The micro-batches of one update, each made when it is asked for.
+
+    Conditions are large (megabytes of text embedding a sample), so they are not copied for all
+    micro-batches at once.
+    """
+
+    parts: Sequence[tuple[int, Tensor]]  # (step, rows)
+    make: Callable[[int, Tensor], Any]
+
+    def __len__(self) -> int:
+        return len(self.parts)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.make(*self.parts[index])
 
 
 def split_groups(group: Tensor, num_updates: int, generator: torch.Generator) -> list[Tensor]:

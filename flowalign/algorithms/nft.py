@@ -14,7 +14,13 @@ import torch
 from torch import Tensor
 
 from flowalign.advantages import advantages
-from flowalign.algorithms.minibatches import draw_share, micro_batches, share, split_groups
+from flowalign.algorithms.minibatches import (
+    MicroBatches,
+    draw_share,
+    micro_batches,
+    share,
+    split_groups,
+)
 from flowalign.config.algorithms import NFTConfig
 from flowalign.gaussian import element_mean, full_precision
 from flowalign.paths import diffuse
@@ -143,17 +149,18 @@ class NFT:
             steps = draw_share(levels, self.config.step_fraction, generator)
             # Noise is keyed by sample, so that it does not depend on the rank or the batch.
             seed = int(torch.randint(2**62, (), generator=generator))
-            yield [
-                self.batch(
-                    rollout,
-                    credit,
-                    step,
-                    part,
-                    share(part, len(rows), rollout.group, total, len(steps)),
-                    seed,
-                )
-                for step, part in micro_batches(rows, steps, batch_size)
-            ]
+
+            def make(
+                step: int,
+                part: Tensor,
+                count: int = len(rows),
+                num_steps: int = len(steps),
+                seed: int = seed,
+            ) -> NFTBatch:
+                weight = share(part, count, rollout.group, total, num_steps)
+                return self.batch(rollout, credit, step, part, weight, seed)
+
+            yield MicroBatches(parts=list(micro_batches(rows, steps, batch_size)), make=make)
 
     def batch(
         self, rollout: Rollout, credit: Tensor, step: int, rows: Tensor, weight: float, seed: int
