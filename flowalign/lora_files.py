@@ -91,7 +91,10 @@ def export_lora(pipe: DiffusionPipeline, folder: str | Path) -> Path:
             DIFFUSERS_KEY: json.dumps(config, sort_keys=True),
             OUR_KEY: json.dumps(ours, sort_keys=True),
         }
-        save_file(state, folder / WEIGHTS[component], metadata=metadata)
+        file = folder / WEIGHTS[component]
+        partial = file.with_suffix(".partial")
+        save_file(state, partial, metadata=metadata)
+        partial.replace(file)  # a reader of the old file keeps it
     return folder
 
 

@@ -170,9 +170,9 @@ def test_lora_files_give_the_same_prediction_back(name: str, tmp_path: Path, cap
                     str(tmp_path), weight_name=second, load_into_transformer_2=True
                 )
         told = [r.getMessage() for r in caplog.records]
-        assert not [line for line in told if "unexpected" in line or "missing" in line]
-        for module in denoisers_of(plain).values():
-            module.requires_grad_(False)
+        assert not [line for line in told if "unexpected keys" in line or "missing keys" in line]
+        for parameter in lora_parameters(list(denoisers_of(plain).values())).values():
+            parameter.requires_grad_(True)  # torch takes other kernels for weights that learn
         assert equal(predictions(make_generator(plain, ZOO[name].config())), want)
 
 
