@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -149,6 +150,7 @@ def toy(root: Path, method: str = "grpo", **sections: Any) -> RunConfig:
 Change = Callable[[], object]
 
 LORA = {"rank": 2, "alpha": 4.0, "target_modules": ["all"]}
+NO_PIPELINE = SimpleNamespace(components={})
 KILLED = 77  # exit code of `dies`
 
 
@@ -196,7 +198,7 @@ def child(config: RunConfig, change: Change, options: dict[str, Any]) -> None:
     torch.set_num_threads(1)
     # Another test of the parent may have made an accelerator for one process.
     AcceleratorState._reset_state(reset_partial_state=True)
-    assembly.load_pipeline = lambda config, device: None  # type: ignore[assignment]
+    assembly.load_pipeline = lambda config, device: NO_PIPELINE  # type: ignore[assignment]
     assembly.make_generator = lambda pipe, config, **_: ToyGenerator()  # type: ignore[assignment]
     assembly.build_suite = toy_suite  # type: ignore[assignment]
     launch.export_lora = lambda pipe, folder: None  # type: ignore[assignment]
