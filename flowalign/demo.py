@@ -5,6 +5,7 @@ Each run is a process of its own, exactly what `flowalign train` would start.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import subprocess
@@ -31,6 +32,15 @@ class Gain:
     base: float
     tuned: float
     difference: Interval
+
+
+def next_free(folder: Path) -> Path:
+    """`folder`, or `folder-2`, `folder-3`, ... : the first that is absent or empty."""
+    for number in itertools.count(1):
+        found = folder if number == 1 else folder.with_name(f"{folder.name}-{number}")
+        if not found.exists() or (found.is_dir() and not any(found.iterdir())):
+            return found
+    raise AssertionError
 
 
 def run_demo(

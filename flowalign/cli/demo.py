@@ -15,15 +15,18 @@ example:
 
 def add_options(parser: Parser) -> None:
     """Arguments of `flowalign demo`."""
-    option(parser, "--output", "-o", default="runs/demo", metavar="DIR", help="default runs/demo")
+    option(parser, "--output", "-o", metavar="DIR", help="default runs/demo, runs/demo-2, ...")
     option(parser, "--seed", type=seed, default=0, metavar="N", help="default 0")
 
 
 def run(args: argparse.Namespace) -> int:
     """Run the demo; print what was gained and where the page is."""
-    from flowalign.demo import run_demo
+    from pathlib import Path
 
-    page, gains = run_demo(args.output, seed=args.seed)
+    from flowalign.demo import next_free, run_demo
+
+    output = args.output or next_free(Path("runs/demo"))
+    page, gains = run_demo(output, seed=args.seed)
     for gain in gains:
         interval = gain.difference
         print(
