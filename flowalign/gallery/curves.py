@@ -93,9 +93,10 @@ def panels(runs: Sequence[Run], kinds: Sequence[ScoreKind]) -> list[Panel]:
 def _panel(kind: ScoreKind, axis: Axis, curves: Sequence[tuple[list[Point], list[Point]]]) -> Panel:
     points = [point for pair in curves for part in pair for point in part]
     extent = [y for p in points for y in (p.y - (p.half or 0), p.y + (p.half or 0))]
-    low, high, y_step = nice_range(min(extent), max(extent), 4)
+    low, high = with_margin(min(extent), max(extent))
     if kind.low == 0 and kind.high == 1:
         low, high = max(0.0, low), min(1.0, high)
+    y_step = nice_step((high - low) / 5)
     x_max = max(p.x for p in points) or 1.0
     unit, _ = time_unit(x_max) if axis == "time" else (1.0, "")
     x_step = nice_step(x_max / unit / 5) * unit
@@ -213,11 +214,10 @@ def nice_step(rough: float) -> float:
     return next(m * power for m in (1.0, 2.0, 5.0, 10.0) if m * power >= rough * (1 - 1e-9))
 
 
-def nice_range(low: float, high: float, count: int) -> tuple[float, float, float]:
-    """(low, high, step) a little wider than the data, with about `count` steps."""
+def with_margin(low: float, high: float) -> tuple[float, float]:
+    """A range a little wider than the data's; of some width where they are all equal."""
     margin = 0.06 * (high - low) or 0.05 * (abs(high) or 1.0)
-    low, high = low - margin, high + margin
-    return low, high, nice_step((high - low) / count)
+    return low - margin, high + margin
 
 
 def time_unit(seconds: float) -> tuple[float, str]:

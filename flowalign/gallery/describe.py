@@ -39,7 +39,7 @@ def describe(folder: Path, notes: list[str]) -> Description:
     state, reason = _short(status.get("state")), _short(status.get("reason"))
     if state and state != "finished":
         ended = f"the run is {state}" if state == "running" else f"the run {state}"
-        told = f": {reason}" if reason else ""
+        told = f" ({reason})" if reason else ""
         notes.append(f"{ended} at step {_short(status.get('step'))}{told}")
     libraries = run.get("libraries")
     shown = [

@@ -170,7 +170,7 @@ def _shell(environment: jinja2.Environment, content: Content) -> Shell:
             kinds=content.kinds,
             categories=content.categories,
             tuned=tuned,
-            main_column=tuned[-1].index if tuned else None,
+            main_column=_main_column(tuned),
             rows=rows,
             page_file=page_file,
             generator=GENERATOR,
@@ -198,6 +198,11 @@ def _overview(content: Content) -> dict[str, Any]:
         "runs": content.runs,
         "differing": differing_settings(content.runs)[:MAX_SETTINGS],
     }
+
+
+def _main_column(tuned: Sequence[Column]) -> int | None:
+    """The last column of the first run: what gains are sorted by at first."""
+    return max((c.index for c in tuned if c.run == tuned[0].run), default=None)
 
 
 def _subtitle(content: Content) -> str:

@@ -79,15 +79,15 @@ def test_sorting_by_gain(browser: Browser, page: Path) -> None:
     browser.open(page)
     order = browser.run(PROMPTS)
     assert browser.run("document.querySelector('#model').selectedOptions[0].text").startswith(
-        "of grpo"
+        "of nft"
     )
     choose(browser, "sort", "down")
-    gains = browser.run(GAINS.format(3))  # columns nft, grpo; three scores each
+    gains = browser.run(GAINS.format(0))  # columns nft, grpo; three scores each
     assert gains == sorted(gains, reverse=True) and gains[0] > gains[-1]
-    choose(browser, "model", "0")
+    choose(browser, "model", "1")
     choose(browser, "score", "1")
     choose(browser, "sort", "up")
-    gains = browser.run(GAINS.format(1))
+    gains = browser.run(GAINS.format(4))
     assert gains == sorted(gains) and gains[0] < gains[-1]
     badge = browser.run("document.querySelector('.row:last-child .badge b').textContent")
     assert badge == "+1.000"
