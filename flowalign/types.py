@@ -21,7 +21,7 @@ class Sample:
     """One finished generation, as a reward sees it."""
 
     prompt: str
-    media: Tensor  # float32; image (3,H,W) in [0,1], video (F,3,H,W) in [0,1], audio (C,L) in [-1,1]
+    media: Tensor  # float32; image (3,H,W), video (F,3,H,W) in [0,1], audio (C,L) in [-1,1]
     modality: Modality
     rate: float | None  # fps of a video, Hz of audio, None for an image
     prompt_id: int
