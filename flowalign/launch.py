@@ -9,7 +9,7 @@ from pathlib import Path
 
 from diffusers import DiffusionPipeline
 
-from flowalign import checkpoint
+from flowalign import checkpoint, disk
 from flowalign.api import TrainResult
 from flowalign.assembly import Session, assemble
 from flowalign.config.load import load_stored_config
@@ -42,6 +42,8 @@ def launch(
     step = session.state.progress.step
     if processes.is_main:
         checkpoint.remove_leftovers(run.root)
+        # The new checkpoint is whole before the old one goes, so there is room for two.
+        disk.require_free(run.root, 2 * session.state.estimated_bytes(), "two checkpoints")
         drop_later(run.root, step)
         run.start(step=step)
     with Signals() as signals:

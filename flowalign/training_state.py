@@ -58,6 +58,11 @@ class TrainingState:
             for stem, tensors in files.items()
         }
 
+    def estimated_bytes(self) -> int:
+        """Size of a checkpoint once the optimiser has both of its moments."""
+        weights = sum(parameter.nbytes for parameter in self.parameters.values())
+        return weights * (3 + (self.ema is not None) + (self.old is not None))
+
     def restore(self, files: Files, progress: Mapping[str, object], where: str) -> None:
         """Put back what `files` and `asdict(progress)` gave.
 

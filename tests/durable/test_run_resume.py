@@ -119,6 +119,38 @@ def test_a_finished_run_can_be_resumed_and_stays_as_it_is(
     assert straight(config, resume=True) == uninterrupted("grpo", 1)
 
 
+def test_no_room_for_checkpoints_is_told_before_training(tmp_path: Path) -> None:
+    """P15, X05: the size of two checkpoints is known once the model is built."""
+    for megabytes, code in ((64, 7), (66, 0)):
+        config = toy(tmp_path / "run", lora=None, train={"steps": 1})
+
+        def full(free: int = megabytes * 10**6) -> None:
+            checkpoint.disk.free_bytes = lambda path: free
+            TrainingState.estimated_bytes = lambda self: 32_500_000  # type: ignore[method-assign]
+
+        assert start(config, change=full).wait() == [code]
+        assert (tmp_path / "run").exists() == (code == 0)
+
+
+def test_the_estimate_is_the_size_of_a_checkpoint(tmp_path: Path) -> None:
+    for method in ("grpo", "nft"):
+        root = tmp_path / method
+
+        def note(root: Path = root) -> None:
+            estimate = TrainingState.estimated_bytes
+
+            def noting(self: TrainingState) -> int:
+                (root.parent / "estimate").write_text(str(estimate(self)))
+                return estimate(self)
+
+            TrainingState.estimated_bytes = noting  # type: ignore[method-assign]
+
+        straight(toy(root, method, train={"steps": 1}), change=note)
+        files = toy_run.newest(root).glob("*.safetensors")
+        size = sum(path.stat().st_size for path in files)
+        assert 0.7 * size < int((tmp_path / "estimate").read_text()) <= size
+
+
 Drop = Callable[[TrainingState, dict[str, torch.Tensor]], object]
 
 
