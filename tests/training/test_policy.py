@@ -26,7 +26,7 @@ def test_exchanged_weights_act_inside_and_only_inside() -> None:
 
 
 def test_exchange_ends_also_after_an_error() -> None:
-    layer, parameters = make()
+    _, parameters = make()
     kept = copied(parameters)
     other = {name: torch.zeros_like(value) for name, value in parameters.items()}
     with pytest.raises(RuntimeError), exchanged(parameters, other):
