@@ -7,7 +7,6 @@ rises while these fall. Nothing here touches the state of training.
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -43,7 +42,7 @@ class Evaluation:
 
 
 def chosen_prompts(prompts: Sequence[Prompt], count: int, seed: int, stream: str) -> list[Prompt]:
-    """`count` prompts by the seed and a stream of it, categories in equal numbers as far as they go."""
+    """`count` prompts by the seed's `stream`, categories in equal numbers as far as they go."""
     order = torch.randperm(len(prompts), generator=keyed(seed, stream)).tolist()
     rank_in_category: dict[str | None, int] = {}
     ranked = []
@@ -182,7 +181,7 @@ def _replace(path: Path, text: str) -> None:
     """Write through a temporary neighbour, so that a reader never sees half a file."""
     temporary = path.with_name(f".{path.name}.tmp")
     temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    temporary.replace(path)
 
 
 def drop_later(run_dir: Path, step: int) -> None:

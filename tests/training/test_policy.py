@@ -43,7 +43,8 @@ def test_gradient_of_a_graph_built_before_an_exchange_is_unchanged() -> None:
     with exchanged(parameters, other), torch.no_grad():
         layer(x)
     loss.backward()
-    assert torch.equal(parameters["weight"].grad, expected)
+    grad = parameters["weight"].grad
+    assert grad is not None and torch.equal(grad, expected)
 
 
 def test_a_copy_has_storage_of_its_own() -> None:

@@ -1,5 +1,9 @@
 """The built-in models load offline with the plain libraries and keep the promises of their card."""
 
+# diffusers and transformers declare tuples, None or wider types where these calls give objects.
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportOptionalCall=false
+# pyright: reportOptionalMemberAccess=false, reportOptionalSubscript=false
+
 import json
 from pathlib import Path
 

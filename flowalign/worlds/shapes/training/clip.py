@@ -6,6 +6,10 @@ proxy reward has a blind spot, as large CLIP models have. Letters: B pictures (B
 1], K captions, L = 16 tokens, D = 64 features.
 """
 
+# diffusers and transformers declare tuples, None or wider types where these calls give objects.
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportOptionalCall=false
+# pyright: reportOptionalMemberAccess=false, reportOptionalSubscript=false
+
 import argparse
 import random
 from pathlib import Path

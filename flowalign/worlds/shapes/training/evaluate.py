@@ -6,6 +6,10 @@ prefers the true caption to one that is wrong in a single respect. `--setting
 steps,guidance,zero_tokens` may be given several times.
 """
 
+# diffusers and transformers declare tuples, None or wider types where these calls give objects.
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportOptionalCall=false
+# pyright: reportOptionalMemberAccess=false, reportOptionalSubscript=false
+
 import argparse
 import logging
 import random

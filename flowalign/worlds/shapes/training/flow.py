@@ -7,6 +7,10 @@ DIR/clip.safetensors.
 Letters: B pictures, latents (B, 8, 8, 8), L = 16 text tokens.
 """
 
+# diffusers and transformers declare tuples, None or wider types where these calls give objects.
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportOptionalCall=false
+# pyright: reportOptionalMemberAccess=false, reportOptionalSubscript=false
+
 import argparse
 from pathlib import Path
 

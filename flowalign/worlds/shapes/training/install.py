@@ -6,6 +6,10 @@ checkpoints. Each folder is written beside its place and renamed, so that a read
 a model.
 """
 
+# diffusers and transformers declare tuples, None or wider types where these calls give objects.
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportOptionalCall=false
+# pyright: reportOptionalMemberAccess=false, reportOptionalSubscript=false
+
 import argparse
 import json
 import logging

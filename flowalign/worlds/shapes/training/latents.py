@@ -5,6 +5,10 @@ Letters: N pictures, K distinct captions, L = 16 tokens, latents (N, 8, 8, 8) sc
 standard deviation.
 """
 
+# diffusers and transformers declare tuples, None or wider types where these calls give objects.
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportOptionalCall=false
+# pyright: reportOptionalMemberAccess=false, reportOptionalSubscript=false
+
 from dataclasses import dataclass
 from pathlib import Path
 

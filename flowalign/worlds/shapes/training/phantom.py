@@ -7,6 +7,10 @@ therefore exactly n zero tokens.
 Letters: B pictures, T tokens (image, text, then the zero token last).
 """
 
+# diffusers and transformers declare tuples, None or wider types where these calls give objects.
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportOptionalCall=false
+# pyright: reportOptionalMemberAccess=false, reportOptionalSubscript=false
+
 import torch
 from diffusers.models.attention_processor import Attention
 from torch import Tensor

@@ -9,6 +9,10 @@ direction, and the target still points to the picture, so both predictions lead 
 Letters as in `flow`: B pictures, latents (B, 8, 8, 8).
 """
 
+# diffusers and transformers declare tuples, None or wider types where these calls give objects.
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportOptionalCall=false
+# pyright: reportOptionalMemberAccess=false, reportOptionalSubscript=false
+
 from __future__ import annotations
 
 import argparse
@@ -36,7 +40,9 @@ LOWEST_LEVEL = 0.2  # below it the two predictions agree, and dividing by t woul
 EMA_DECAY = 0.995
 
 
-def steady_loss(model: nn.Module, data: Latents, rows: Tensor, generator: torch.Generator) -> Tensor:
+def steady_loss(
+    model: nn.Module, data: Latents, rows: Tensor, generator: torch.Generator
+) -> Tensor:
     """Mean squared velocity error of the pictures `rows` (B,), half of them displaced."""
     size = len(rows)
     x0 = data.latents[rows].float()

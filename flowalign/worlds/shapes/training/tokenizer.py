@@ -1,6 +1,10 @@
 """The tokenizer of the built-in models: a CLIP tokenizer in which every word of the grammar is one
 token."""
 
+# diffusers and transformers declare tuples, None or wider types where these calls give objects.
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportOptionalCall=false
+# pyright: reportOptionalMemberAccess=false, reportOptionalSubscript=false
+
 import json
 
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers

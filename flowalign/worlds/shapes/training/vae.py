@@ -6,6 +6,10 @@ cached latent, stays as it was.
 Letters: B pictures, (B, 3, 32, 32) in [-1, 1]; latents (B, 8, 8, 8).
 """
 
+# diffusers and transformers declare tuples, None or wider types where these calls give objects.
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportOptionalCall=false
+# pyright: reportOptionalMemberAccess=false, reportOptionalSubscript=false
+
 import argparse
 from pathlib import Path
 
