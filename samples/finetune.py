@@ -1,6 +1,6 @@
 """Fine-tune a pipeline object with a reward and look at the result: the base script.
 
-    python samples/finetune.py
+python samples/finetune.py
 """
 
 from __future__ import annotations

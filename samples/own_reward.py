@@ -1,6 +1,6 @@
 """The base script with a reward of your own: a function of samples.
 
-    flowalign train samples/own_reward.yaml --allow-code samples/own_reward.py
+flowalign train samples/own_reward.yaml --allow-code samples/own_reward.py
 """
 
 from __future__ import annotations
