@@ -67,11 +67,11 @@ def _prompts(config: RunConfig) -> Iterator[Problem]:
     for name in ("train", "evaluation"):
         spec = getattr(config.prompts, name)
         path = ("prompts", name)
-        if spec.startswith("shapes:") and spec not in SHAPES_PROMPTS:
+        if not spec or (isinstance(spec, str) and not spec.strip()):
+            yield _conflict(path, "names no prompts", f"use {SHAPES_PROMPTS[0]} or a file")
+        elif isinstance(spec, str) and spec.startswith("shapes:") and spec not in SHAPES_PROMPTS:
             what = f"the shapes world has no prompts '{spec}'"
             yield _conflict(path, what, did_you_mean(spec, SHAPES_PROMPTS))
-        elif not spec.strip():
-            yield _conflict(path, "names no prompts", f"use {SHAPES_PROMPTS[0]} or a file")
 
 
 def _groups(config: RunConfig) -> Iterator[Problem]:

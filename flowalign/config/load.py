@@ -53,7 +53,10 @@ def load_config(
         problem = include_problem(document.value["include"], folder=file.parent, own=file)
         raise _error(problem, _origins(document.lines, source), source)
     data, set_paths = apply_overrides(write_out(document.value), sets)
-    origins = _origins(document.lines, source) | dict.fromkeys(set_paths, ORIGIN)
+    origins = _origins(document.lines, source)
+    for set_path in set_paths:  # what stood below it in the file is gone
+        origins = {p: o for p, o in origins.items() if p[: len(set_path)] != set_path}
+        origins[set_path] = ORIGIN
     config = _validated(write_out(data), origins, source, allow_code)
     return Loaded(config=config, path=file, origins=origins)
 
@@ -184,7 +187,7 @@ def _validated(
     if allow_code is not None:
         found += code_refusals(data, allow_code)
     found += truth_problems(data)
-    refused = {problem.path for problem in found}
+    refused = {p.path[: depth + 1] for p in found for depth in range(len(p.path))}
     config = None
     try:
         config = RunConfig.model_validate(data)

@@ -73,8 +73,9 @@ def problems_of(error: ValidationError, data: Mapping[str, Any]) -> list[Problem
     grouped: dict[KeyPath, list[Any]] = {}
     for entry in error.errors(include_url=False):
         grouped.setdefault(_raw_path(entry["loc"], data, entry["type"]), []).append(entry)
-    found = [_problem(path, entries, data) for path, entries in grouped.items()]
-    found = [problem for problem in found if problem is not None]
+    outer = {path[:depth] for path in grouped for depth in range(len(path))}
+    # What is wrong inside a value is told there, not for the value as well.
+    found = [_problem(path, grouped[path], data) for path in grouped if path not in outer]
     suggested = {name for problem in found for name in _suggested(problem)}
     return [p for p in found if p.code != "CFG-MISSING" or str(p.path[-1]) not in suggested]
 
@@ -123,7 +124,7 @@ def _value_at(path: KeyPath, data: Any) -> Any:
     return data
 
 
-def _problem(path: KeyPath, entries: list[Any], data: Mapping[str, Any]) -> Problem | None:
+def _problem(path: KeyPath, entries: list[Any], data: Mapping[str, Any]) -> Problem:
     kind = entries[0]["type"]
     if kind == "missing":
         return _missing(path, data)
@@ -134,9 +135,7 @@ def _problem(path: KeyPath, entries: list[Any], data: Mapping[str, Any]) -> Prob
     if kind in _WRONG_TAG and field is not None and isinstance(value, Mapping):
         return _wrong_variant(path, value, field)
     if kind == "too_short":
-        return (
-            None if value else _problem_at(path, "CFG-EMPTY", "needs at least one entry", "add one")
-        )
+        return _problem_at(path, "CFG-EMPTY", "needs at least one entry", "add one")
     if field is None:  # inside a free mapping such as model.call
         what = f"expected text, a number or true/false, got {show(value)}"
         return _problem_at(path, "CFG-TYPE", what, "give a plain value")
@@ -237,7 +236,7 @@ def _wrong_value(path: KeyPath, value: object, field: FieldInfo, entries: list[A
 
 def _type_problem(path: KeyPath, value: object, field: FieldInfo) -> Problem:
     what = f"expected {_words(path, field)}, got {show(value)}"
-    return _problem_at(path, "CFG-TYPE", what, _type_fix(value, field))
+    return _problem_at(path, "CFG-TYPE", what, _type_fix(path, value, field))
 
 
 def _words(path: KeyPath, field: FieldInfo) -> str:
@@ -256,12 +255,14 @@ def _with_article(words: str) -> str:
     return f"{article} {words}" if words.split()[0] in ("integer", "number") else words
 
 
-def _type_fix(value: object, field: FieldInfo) -> str:
-    types = scalar_types(field.annotation)
+def _type_fix(path: KeyPath, value: object, field: FieldInfo) -> str:
     if field.annotation is bool:
         return "write `true` or `false`"
-    if str in types and isinstance(value, int | float):
+    item = element_of(field.annotation) if isinstance(path[-1], int) else None
+    if str in scalar_types(item or field.annotation) and isinstance(value, int | float):
         return "put the value in quotes"
+    if item is not None:
+        return "write an entry with a `name`" if sections_of(item) else "correct this entry"
     if element_of(field.annotation) is not None and isinstance(value, str):
         return f"write a list: [{value}]"
     if element_of(field.annotation) is not None:

@@ -63,7 +63,10 @@ def sections_of(annotation: Any) -> tuple[type[Section], ...]:
 
 
 def element_of(annotation: Any) -> Any | None:
-    """The annotation of a list's elements; None when it is no list."""
+    """The annotation of a list's elements; None when a value is never a list."""
+    if get_origin(annotation) in (Annotated, Union, types.UnionType):
+        found = (element_of(part) for part in get_args(annotation))
+        return next((element for element in found if element is not None), None)
     return get_args(annotation)[0] if get_origin(annotation) is tuple else None
 
 

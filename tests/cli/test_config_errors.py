@@ -86,6 +86,15 @@ ROWS = {
         "fp32, bf16, fp16",
     ),
     "C31 device": (("device: cpu", "device: cudda"), "unknown device 'cudda'", "`cuda`"),
+    "number in a list": (
+        ("  train: shapes:train", "  train: [red, 5]"),
+        "prompts.train.1: expected text, got 5",
+    ),
+    "truth in a list": (
+        ("  train: shapes:train", "  train: [red, true]"),
+        "prompts.train.1: expected text, got true",
+    ),
+    "no prompts": (("  train: shapes:train", "  train: []"), "names no prompts"),
     "C33 none": (filled(REWARDS, "[]"), "rewards: needs at least one entry"),
     "C34 weights": (filled(REWARDS, "[{name: jpeg, weight: 0}]"), "all weights are 0: no signal"),
     "C36 twice": (filled(REWARDS, "[clip, clip]"), "duplicate name `clip`"),
@@ -200,6 +209,7 @@ def test_c45_set_has_the_same_errors(capsys: pytest.CaptureFixture[str], tmp_pat
         ("train..steps=1", "needs key=value"),
         ("=1", "needs key=value"),
         ("rewards=[clip", "not YAML"),
+        ("rewards=[5]", "command line: rewards.0: expected mapping"),
     ],
 )
 def test_set_says_what_is_wrong(
