@@ -69,7 +69,9 @@ def flatten(value: Any, key: str = "") -> dict[str, str]:
     elif isinstance(value, list) and value:
         items = enumerate(value)
     else:
-        return {key: _short(value) if value is not None else "null"}
+        yaml_words = {None: "null", True: "true", False: "false"}
+        word = value is None or isinstance(value, bool)
+        return {key: yaml_words[value] if word else _short(value)}
     flat: dict[str, str] = {}
     for name, inner in items:
         flat.update(flatten(inner, f"{key}.{name}" if key else str(name)))

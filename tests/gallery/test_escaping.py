@@ -66,7 +66,7 @@ def test_config_values_and_keys(tmp_path: Path) -> None:
         lines += [f"'{text}': {run.name}" for text in quoted]
         (run / "config.yaml").write_text("\n".join(lines) + "\n")
     path = build_gallery(runs, tmp_path / "out")
-    assert "setting that differs" in path.read_text()
+    assert "settings differ" in path.read_text()
     assert_text_only(path, PAYLOADS[:30])  # the table of differences is cut after 60 rows
 
 
