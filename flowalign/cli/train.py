@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from flowalign.cli.options import Parser, count, option, seed
 from flowalign.config.load import Loaded, dump_config, load_config, shipped_configs
 from flowalign.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from flowalign.api import TrainResult
 
 HELP = "fine-tune a generator with rewards, as a config says"
 EXAMPLE = """\
@@ -94,12 +99,18 @@ def run(args: argparse.Namespace) -> int:
         override_resume=args.override_resume,
         allow_world_size_change=args.allow_world_size_change,
     )
+    if os.environ.get("RANK", "0") == "0":
+        tell(result, dry_run=args.dry_run)
+    return 0
+
+
+def tell(result: TrainResult, *, dry_run: bool) -> None:
+    """Print each score before and after, and where the run is."""
     width = max(len(name) for name in result.scores) if result.scores else 0
     for name, score in result.scores.items():
         before = result.base_scores.get(name)
         print(f"{name:{width}}  {'' if before is None else f'{before:.4f} -> '}{score:.4f}")
-    print("dry run passed" if args.dry_run else f"step {result.step}: {result.run}")
-    return 0
+    print("dry run passed" if dry_run else f"step {result.step}: {result.run}")
 
 
 def loaded(args: argparse.Namespace) -> Loaded:

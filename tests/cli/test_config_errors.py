@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from flowalign.cli.main import main
+from flowalign.config import load
 from flowalign.config.load import load_config
-from flowalign.errors import MAX_LISTED, ConfigError
+from flowalign.errors import MAX_LISTED, ConfigError, FlowalignError
 from tests.cli.commands import RUN, edited, fails, works
 
 RATE = ("learning_rate: 1e-4", "learning_rate: {}")
@@ -305,3 +306,34 @@ def test_environment_variable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     edits = (("  steps: 20", "  steps: ${STEPS}"), ("output: unused", "output: ${WHERE}/a"))
     config = load_config(edited(tmp_path, *edits)).config
     assert (config.train.steps, config.output) == (7, "runs/a")
+
+
+MUTANTS = {
+    "truth_problems": ["train.steps=true"],
+    "refusals": ["model.call={api_key: topsecretvalue}"],
+    "code_refusals": ["rewards=[os:system]"],
+}
+
+
+@pytest.mark.parametrize("protection", MUTANTS)
+def test_control_without_the_protection_the_mistake_runs(
+    protection: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each protection is what stops its mistake: removed, the config loads."""
+    path = edited(tmp_path)
+    with pytest.raises(FlowalignError):
+        load_config(path, MUTANTS[protection])
+    monkeypatch.setattr(load, protection, lambda *arguments: [])
+    load_config(path, MUTANTS[protection])
+
+
+def test_control_without_the_checks_between_keys(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The rows that are possible one by one are stopped by the rules between keys alone."""
+    sets = ["sampler.noise_level=0", "rollout.batch_size=6", "rewards=[clip, clip]"]
+    path = edited(tmp_path)
+    with pytest.raises(ConfigError, match="one of 3 problems"):
+        load_config(path, sets)
+    monkeypatch.setattr(load.checks, "RULES", ())
+    load_config(path, sets)
