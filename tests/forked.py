@@ -26,7 +26,7 @@ class Child:
     def kill(self, number: int = signal.SIGKILL) -> None:
         os.kill(self.pid, number)
 
-    def wait(self, seconds: float = 60.0) -> int:
+    def wait(self, seconds: float = 120.0) -> int:
         """Exit code, or minus the signal's number; AssertionError when it takes longer."""
         deadline = time.monotonic() + seconds
         while self.status is None:

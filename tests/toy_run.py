@@ -212,7 +212,7 @@ class Run:
 
     children: list[Child]
 
-    def wait(self, seconds: float = 60.0) -> list[int]:
+    def wait(self, seconds: float = 120.0) -> list[int]:
         return [child.wait(seconds) for child in self.children]
 
 
