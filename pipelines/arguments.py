@@ -15,6 +15,7 @@ from flowalign.config.schema import ModelConfig
 from flowalign.errors import ConfigError
 
 OURS = ("prompt", "latents", "generator", "num_inference_steps", "output_type", "return_dict")
+PER_PROMPT = ("negative_prompt", "lyrics")  # texts, of which each prompt needs its own
 SPATIAL = (
     "vae_scale_factor",
     "vae_scale_factor_spatial",
@@ -61,9 +62,12 @@ def call_arguments(
         every["max_sequence_length"] = 0  # else 256 zero tokens stand in for the absent T5
     for name, value in config.call.items():
         check_argument(pipe, parameters, name)
-        every[name] = value
+        if name.startswith(PER_PROMPT):
+            per_prompt[name] = value
+        else:
+            every[name] = value
     if "lyrics" in parameters:
-        per_prompt["lyrics"] = every.pop("lyrics", "")
+        per_prompt.setdefault("lyrics", "")
     return Arguments(every=every, per_prompt=per_prompt)
 
 

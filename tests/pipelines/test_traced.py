@@ -219,10 +219,11 @@ def test_a_sample_equals_the_pipelines_own_picture() -> None:
         torch.testing.assert_close(g.decode(x), want, rtol=0, atol=1e-5)
 
 
-def test_a_pipeline_in_bfloat16_passes_its_proof() -> None:
-    pipe = ZOO["sd3"].build().to(dtype=torch.bfloat16)
-    g = make_generator(pipe, ZOO["sd3"].config())
-    assert g.dtype == torch.bfloat16
+@pytest.mark.parametrize("name", ["sd3", "cogvideox", "hunyuan_video"])
+def test_a_pipeline_in_bfloat16_passes_its_proof(name: str) -> None:
+    pipe = ZOO[name].build().to(dtype=torch.bfloat16)
+    g = make_generator(pipe, ZOO[name].config())
+    assert prove(g, num_steps=2).prediction == 0.0
     assert g.predict(states(g), g.levels(2)[0], g.encode(PROMPTS)).dtype == torch.float32
 
 
@@ -287,6 +288,17 @@ def test_an_unknown_argument_of_the_call_names_the_nearest() -> None:
     config = ModelConfig(name="tiny", call={"max_sequence_lenght": 0})
     assert "did you mean max_sequence_length?" in refused(config, "sd3")
     assert "set by flowalign" in refused(ModelConfig(name="tiny", call={"latents": 0}), "sd3")
+
+
+def test_a_negative_prompt_is_given_to_each_prompt() -> None:
+    plain = ZOO["sd3"].config()
+    config = plain.model_copy(update={"call": {**plain.call, "negative_prompt": "a cat"}})
+    g = make_generator(ZOO["sd3"].build(), config)
+    x, t = states(g), g.levels(2)[0]
+    with torch.no_grad():
+        guided = g.predict(x, t, g.encode(PROMPTS))
+        usual = generator("sd3").predict(x, t, generator("sd3").encode(PROMPTS))
+    assert float((guided - usual).abs().max()) > 1e-3
 
 
 def test_a_value_that_the_call_refuses_is_told() -> None:
