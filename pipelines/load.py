@@ -22,6 +22,7 @@ from flowalign.pipelines.attention import use_attention
 from flowalign.pipelines.folder import check_folder
 from flowalign.pipelines.proof import prove
 from flowalign.pipelines.traced import TracedGenerator
+from flowalign.progress_bars import hidden_bars
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -49,9 +50,10 @@ def load_pipeline(config: ModelConfig, device: str | torch.device) -> DiffusionP
     if "safety_checker" in index:
         options["requires_safety_checker"] = False  # type: ignore[assignment]
     try:
-        pipe = DiffusionPipeline.from_pretrained(
-            str(folder), dtype=DTYPES[config.dtype], use_safetensors=True, **options
-        )
+        with hidden_bars():
+            pipe = DiffusionPipeline.from_pretrained(
+                str(folder), dtype=DTYPES[config.dtype], use_safetensors=True, **options
+            )
     except LOADING as error:
         raise CheckpointError(
             "MODEL-LOAD",

@@ -31,6 +31,7 @@ from transformers import CLIPImageProcessor, CLIPModel, CLIPTokenizer
 from flowalign.config.rewards import ClipReward
 from flowalign.errors import CheckpointError
 from flowalign.model_files import check_model_folder
+from flowalign.progress_bars import hidden_bars
 from flowalign.similarity import CosineScore, Preprocessing
 from flowalign.worlds.shapes.models import clip_path
 
@@ -78,13 +79,14 @@ def load_towers(model: str, revision: str, device: torch.device) -> Transformers
     where = f"reward `clip`, model `{model}`"
     fix = "name a folder or Hub id of a transformers CLIPModel in safetensors"
     try:
-        found: Any = CLIPModel.from_pretrained(
-            source,
-            revision=revision,
-            use_safetensors=True,
-            dtype=torch.float32,
-            output_loading_info=True,  # makes it a pair
-        )
+        with hidden_bars():
+            found: Any = CLIPModel.from_pretrained(
+                source,
+                revision=revision,
+                use_safetensors=True,
+                dtype=torch.float32,
+                output_loading_info=True,  # makes it a pair
+            )
         tokenizer = CLIPTokenizer.from_pretrained(source, revision=revision)
         processor = CLIPImageProcessor.from_pretrained(source, revision=revision)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
