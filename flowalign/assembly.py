@@ -15,6 +15,7 @@ from flowalign.evaluation import chosen_prompts
 from flowalign.lora_files import import_lora
 from flowalign.pipelines.guidance import DetachedGuidance
 from flowalign.pipelines.load import load_pipeline, make_generator
+from flowalign.pipelines.proof import prove_adapter
 from flowalign.policy import TrainedPolicy, copied, full_policy, lora_policy
 from flowalign.processes import Processes
 from flowalign.prompt_lengths import check_lengths
@@ -158,6 +159,7 @@ def build_policy(config: RunConfig, generator: Generator, pipe: DiffusionPipelin
     exact = config.train.mixed_precision == "no" and config.model.dtype == "fp32"
     merge = config.train.exact_speedups and exact
     policy = lora_policy(generator, config.lora, seed=config.seed, merge=merge)
+    prove_adapter(generator)
     if config.lora.init_from is not None:
         import_lora(pipe, config.lora.init_from)
     return policy

@@ -17,6 +17,7 @@ from torch import Tensor
 from flowalign.errors import ConfigError
 from flowalign.lora import lora_disabled
 from flowalign.pipelines.traced import PROBES, TracedGenerator
+from flowalign.protocols import Generator
 from flowalign.types import Cond
 
 # Of a repeated pass, and of a pass through other kernels (another batch, with a graph).
@@ -173,17 +174,23 @@ def refuse(generator: TracedGenerator, what: str) -> None:
 
 
 @torch.no_grad()
-def prove_adapter(generator: TracedGenerator) -> None:
-    """Check that a fresh adapter changes nothing, and that switched off it is the base.
+def prove_adapter(generator: Generator) -> None:
+    """Check that a fresh adapter changes no bit of the base that it has when it is off.
 
     Raises:
         ConfigError: the prediction with the adapter differs from that without.
     """
     x = torch.randn(1, *generator.latent_shape, generator=torch.Generator().manual_seed(0))
-    t, cond = generator.levels(2)[0], generator.blank
+    t, cond = generator.levels(2)[0], generator.encode([PROBES[1]])
+    x = x.to(next(generator.denoisers()[0].parameters()).device)
     with_adapter = generator.predict(x, t, cond)
     with lora_disabled(generator.denoisers()):
         without = generator.predict(x, t, cond)
-    seen = difference(with_adapter, without)
-    if seen != 0.0:
-        refuse(generator, f"a fresh adapter moves the prediction by {seen:.1e} of its size")
+    if not torch.equal(with_adapter, without):
+        seen = difference(with_adapter, without)
+        raise ConfigError(
+            "MODEL-PROOF",
+            "lora",
+            f"a fresh adapter moves the prediction by {seen:.1e} of its size",
+            "adapt other layers by lora.target_modules",
+        )

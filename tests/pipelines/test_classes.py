@@ -131,6 +131,8 @@ def test_lora_is_the_base_until_it_is_trained_and_when_it_is_off(name: str) -> N
     prove_adapter(g)
     assert equal(predictions(g), base)
     randomise(modules)
+    with pytest.raises(ConfigError, match="a fresh adapter moves"):
+        prove_adapter(g)
     trained = predictions(g)
     assert not any(torch.equal(a, b) for a, b in zip(trained, base, strict=True))
     with lora_disabled(modules):

@@ -133,7 +133,7 @@ def test_a_name_is_not_taken_as_an_ending() -> None:
     net = nn.Sequential()
     net.add_module("out", nn.Linear(2, 2))
     net.add_module("block", nn.Sequential())
-    net.block.add_module("out", nn.Linear(2, 2))
+    net.get_submodule("block").add_module("out", nn.Linear(2, 2))
     inject(net, ["out"], rank=1, alpha=1.0)
     assert [name for name, _ in named_layers([net])] == ["0.out"]
 

@@ -233,7 +233,6 @@ def test_gradient_checkpointing_keeps_the_gradient(name: str) -> None:
     for checkpointed in (False, True):
         g = make_generator(ZOO[name].build(), ZOO[name].config())
         (module,) = g.denoisers()
-        module.train()  # diffusers recomputes in training mode only
         if checkpointed:
             module.enable_gradient_checkpointing()  # type: ignore[operator]
         pred = g.predict(states(g), g.levels(3)[1], g.encode(PROMPTS))
