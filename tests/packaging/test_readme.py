@@ -5,8 +5,7 @@ from __future__ import annotations
 import ast
 import re
 import shlex
-import subprocess
-import sys
+from contextlib import suppress
 
 import pytest
 
@@ -49,7 +48,7 @@ def test_python_parses() -> None:
         ast.parse(text)
 
 
-def test_commands_have_options_that_exist() -> None:
+def test_commands_have_options_that_exist(capsys: pytest.CaptureFixture[str]) -> None:
     """Each `flowalign` line names a command and options that its --help shows."""
     lines = [line for text in blocks("bash") for line in text.splitlines()]
     words = [shlex.split(line, comments=True) for line in lines if line.startswith("flowalign ")]
@@ -57,13 +56,10 @@ def test_commands_have_options_that_exist() -> None:
     helps: dict[str, str] = {}
     for _, command, *rest in words:
         if command not in helps:
-            done = subprocess.run(
-                [sys.executable, "-m", "flowalign", command, "--help"],
-                capture_output=True,
-                text=True,
-            )
-            assert done.returncode == 0, done.stderr
-            helps[command] = done.stdout
+            with suppress(SystemExit):
+                main([command, "--help"])
+            helps[command] = capsys.readouterr().out
+            assert "usage" in helps[command], command
         for option in (word for word in rest if word.startswith("-")):
             assert option in helps[command], f"{command} {option}"
 
