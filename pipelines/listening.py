@@ -68,6 +68,9 @@ def listening_class(base: type) -> type:
         "step": step,
         "scale_model_input": scale_model_input,
         "init_noise_sigma": 1.0,
+        "fixed": None,  # a constructor may set its schedule already
+        "on_schedule": staticmethod(silent),
+        "on_step": staticmethod(unheard),
     }
     return type(f"Listening{base.__name__}", (base,), members)
 
