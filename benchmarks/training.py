@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -245,19 +246,23 @@ def mode(
 
 
 def text_calls(loop: Loop) -> dict[str, int]:
-    """Passes through each text encoder, seen at its embedding, during one epoch."""
-    counts: dict[str, int] = {}
+    """Passes through each text encoder during one epoch, seen at its embeddings."""
+    counts: dict[str, Counter[str]] = {}
     handles = []
     for name, module in loop.session.pipe.components.items():
-        if name.startswith("text_encoder") and isinstance(module, torch.nn.Module):
-            counts[name] = 0
+        if not (name.startswith("text_encoder") and isinstance(module, torch.nn.Module)):
+            continue
+        counts[name] = Counter()
+        for place, part in module.named_modules():
+            if isinstance(part, torch.nn.Embedding):
 
-            def count(*_: object, name: str = name) -> None:
-                counts[name] += 1
+                def count(
+                    *_: object, seen: Counter[str] = counts[name], place: str = place
+                ) -> None:
+                    seen[place] += 1
 
-            embedding = module.get_input_embeddings()  # type: ignore[operator]
-            handles.append(embedding.register_forward_pre_hook(count))
+                handles.append(part.register_forward_pre_hook(count))
     loop.training_step()
     for handle in handles:
         handle.remove()
-    return counts
+    return {name: max(seen.values(), default=0) for name, seen in counts.items()}
