@@ -94,6 +94,17 @@ class Browser:
         assert "exceptionDetails" not in answer, answer["exceptionDetails"]
         return answer["result"].get("value")
 
+    def eventually(self, condition: str) -> bool:
+        """Whether a JavaScript condition becomes true within 5 seconds.
+
+        For what the browser does in an event of its own, after the call that caused it.
+        """
+        return self.wait_for(
+            "new Promise(done => { const end = Date.now() + 5000; const look = () => "
+            f"{{ if ({condition}) done(true); else if (Date.now() > end) done(false); "
+            "else setTimeout(look, 20); }; look(); })"
+        )
+
     def press(self, key: str) -> None:
         """Press and release a key by its name, for example `ArrowRight`."""
         for kind in ("keyDown", "keyUp"):

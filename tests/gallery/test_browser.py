@@ -134,7 +134,7 @@ def test_enlarging_by_mouse_and_keys(browser: Browser, page: Path) -> None:
     browser.press("Escape")
     assert browser.run(SHOWN) is False
     focus = "document.activeElement.closest('.row') === document.querySelector('.row')"
-    assert browser.run(focus)
+    assert browser.eventually(focus)  # in the dialog's close event
     browser.click(".row .open")
     browser.click("#box [data-go=close]")
     assert browser.run(SHOWN) is False
