@@ -64,7 +64,7 @@ def shown(values: list[float]) -> str:
 
 def main() -> None:
     """Train what is missing, print every curve, gains by config, and paired differences."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description="Train configs with several seeds.")
     parser.add_argument("configs", nargs="+")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--output", type=Path, default=Path("runs/seeds"))
@@ -74,7 +74,7 @@ def main() -> None:
     args.output.mkdir(parents=True, exist_ok=True)
     jobs = [(c, s, args.output / f"{Path(c).stem}-{s}") for s in args.seeds for c in args.configs]
     with ThreadPoolExecutor(args.jobs) as pool:
-        list(pool.map(lambda job: train(*job, args.sets), jobs))
+        list(pool.map(lambda job: train(job[0], job[1], job[2], args.sets), jobs))
     finals: dict[tuple[str, str], list[float]] = {}
     gains: dict[tuple[str, str], list[float]] = {}
     for config, seed, folder in jobs:

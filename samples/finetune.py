@@ -8,7 +8,7 @@ from __future__ import annotations
 from diffusers import StableDiffusion3Pipeline
 
 from flowalign import finetune, gallery
-from flowalign.worlds.shapes import sd3_path
+from flowalign.worlds.shapes.models import sd3_path
 
 
 def main() -> None:
