@@ -26,7 +26,9 @@ from flowalign.types import Sample
 TOLERANCE = 1e-5  # float32 sums differ in their last bits between batch shapes
 BATCH_SIZES = (1, 2, 3, 4, 5, 7, 8, 16)
 
-Fault = Literal["inputs", "surroundings", "repeat", "order", "batch", "gradient"]
+Fault = Literal[
+    "inputs", "surroundings", "repeat", "order", "batch", "gradient", "answer", "range", "extremes"
+]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,12 +48,12 @@ def check_reward(
     default dtype), repeated calls, the reverse order, batches of 1 to 16 (not for a group-only
     reward, which is meant to see its batch), and finite gradients where it promises them.
     """
-    with _everything_restored():
+    with everything_restored():
         findings = _changes(reward, samples)
-    with _everything_restored():
+    with everything_restored():
         findings += _differences(reward, samples, tolerance)
     if reward.differentiable:
-        with _everything_restored():
+        with everything_restored():
             findings += _gradient(reward, samples)
     return findings
 
@@ -95,7 +97,7 @@ def _changes(reward: Reward, samples: Sequence[Sample]) -> list[Finding]:
 
 
 @contextlib.contextmanager
-def _everything_restored() -> Iterator[None]:
+def everything_restored() -> Iterator[None]:
     """Undo what an impure reward does to the process."""
     directory, environment = Path.cwd(), dict(os.environ)
     threads, grad, dtype = (
@@ -138,7 +140,9 @@ def _equal(a: tuple[Tensor, ...], b: tuple[Tensor, ...], tolerance: float) -> bo
         return False
     one, other = a[0][a[1]], b[0][b[1]]
     room = tolerance * one.abs().clamp(min=1.0)
-    return bool(((one - other).abs() <= room).all())
+    # Two NaN or two equal infinities are a fault of another kind, not a difference.
+    equal = (one == other) | (one.isnan() & other.isnan()) | ((one - other).abs() <= room)
+    return bool(equal.all())
 
 
 def _differs(
@@ -158,17 +162,22 @@ def _gradient(reward: Reward, samples: Sequence[Sample]) -> list[Finding]:
     given = [replace(sample, media=leaf) for sample, leaf in zip(samples, leaves, strict=True)]
     with torch.enable_grad():
         answer: object = reward(given)
-    values = answer[0] if isinstance(answer, tuple) else answer
+    values, valid = answer if isinstance(answer, tuple) else (answer, None)
     if not isinstance(values, Tensor) or not values.requires_grad:
         return [Finding(fault="gradient", what="is called differentiable and has no gradient")]
+    if isinstance(valid, Tensor):  # a masked sample owes nothing
+        values = values[valid.to(values.device)]
+        leaves = [leaf for leaf, counts in zip(leaves, valid.tolist(), strict=True) if counts]
+        if not leaves:
+            return []
     grads = torch.autograd.grad(values.sum(), leaves, allow_unused=True)
     missing = sum(1 for grad in grads if grad is None or not bool(grad.any()))
     infinite = sum(1 for grad in grads if grad is not None and not bool(grad.isfinite().all()))
     findings = []
     if missing:
-        what = f"{missing} of {len(samples)} samples have no gradient"
+        what = f"{missing} of {len(leaves)} samples have no gradient"
         findings.append(Finding(fault="gradient", what=what))
     if infinite:
-        what = f"{infinite} of {len(samples)} samples have a gradient that is not finite"
+        what = f"{infinite} of {len(leaves)} samples have a gradient that is not finite"
         findings.append(Finding(fault="gradient", what=what))
     return findings

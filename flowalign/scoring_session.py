@@ -103,6 +103,15 @@ def score_files(
     return report
 
 
+def read_samples(
+    inputs: Sequence[str | Path], rewards: Sequence[RewardConfig], *, prompt: str | None = None
+) -> list[Sample]:
+    """The media of files, manifests and folders as samples that `rewards` can score."""
+    items = _items(inputs, prompt)
+    _check_prompts(items, rewards)
+    return [_sample(item, place) for place, item in enumerate(items)]
+
+
 def _items(inputs: Sequence[str | Path], prompt: str | None) -> list[_Item]:
     items: list[_Item] = []
     for given in inputs:

@@ -89,12 +89,14 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def wanted_rewards(args: argparse.Namespace) -> tuple[RewardConfig, ...]:
-    """The sections of the rewards to serve."""
+def wanted_rewards(
+    args: argparse.Namespace, where: str = "flowalign serve"
+) -> tuple[RewardConfig, ...]:
+    """The sections of the rewards that `args.rewards` names, maybe in `args.config`."""
     if args.config is None:
         if not args.rewards:
             what = "names no reward"
-            raise ConfigError("CLI-USAGE", "flowalign serve", what, "see `flowalign serve --help`")
+            raise ConfigError("CLI-USAGE", where, what, f"see `{where} --help`")
         return chosen_rewards(",".join(args.rewards), args.allow_code)
     file = find_config(args.config)
     document = parse(read_text(file, args.config), source=args.config, expand=environment_value)
@@ -103,7 +105,7 @@ def wanted_rewards(args: argparse.Namespace) -> tuple[RewardConfig, ...]:
     config = config_from_mapping(whole, source=args.config, allow_code=args.allow_code)
     found = {r.label or r.name: r for r in (*config.rewards, *config.held_out_rewards)}
     for label in args.rewards:
-        known_name(label, list(found), "flowalign serve", "reward")
+        known_name(label, list(found), where, "reward")
     return tuple(found[label] for label in args.rewards or found)
 
 
