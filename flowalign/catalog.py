@@ -116,6 +116,16 @@ REWARDS = (
         target="flowalign.rewards.jpeg:from_config",
     ),
     Entry(
+        name="picture",
+        doc="brightness, saturation, contrast or sharpness of the picture; differentiable",
+        target="flowalign.rewards.picture:from_config",
+    ),
+    Entry(
+        name="nsfw",
+        doc="how safe an image classifier finds a picture: a veto for `shaping.gates`",
+        target="flowalign.rewards.nsfw:from_config",
+    ),
+    Entry(
         name="vendi",
         doc="diversity of a set: Vendi score of CLIP features (set reward: dragon, evaluation)",
         target="flowalign.rewards.vendi:from_config",

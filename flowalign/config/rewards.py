@@ -7,16 +7,8 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from flowalign.config.attention import TowerAttention
-from flowalign.config.sampling import Section
-
-
-class RewardBase(Section):
-    """What every reward has."""
-
-    label: str | None = None
-    """Name of the term in metrics and galleries; the reward's name when absent."""
-    weight: float = 1.0
-    """Weight in the combined reward; negative to minimise."""
+from flowalign.config.reward_base import RewardBase
+from flowalign.config.rewards_rules import NSFWReward, PictureReward
 
 
 class ShapesReward(RewardBase):
@@ -307,6 +299,8 @@ RewardConfig = Annotated[
     | AestheticReward
     | GoalBaselineReward
     | JpegReward
+    | PictureReward
+    | NSFWReward
     | VendiReward
     | FrechetReward
     | MMDReward
