@@ -121,6 +121,11 @@ REWARDS = (
         target="flowalign.rewards.picture:from_config",
     ),
     Entry(
+        name="ocr",
+        doc="text accuracy: what can be read against the prompt's quoted text (extra `ocr`)",
+        target="flowalign.rewards.ocr:from_config",
+    ),
+    Entry(
         name="nsfw",
         doc="how safe an image classifier finds a picture: a veto for `shaping.gates`",
         target="flowalign.rewards.nsfw:from_config",

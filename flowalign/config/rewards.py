@@ -8,7 +8,7 @@ from pydantic import Field
 
 from flowalign.config.attention import TowerAttention
 from flowalign.config.reward_base import RewardBase
-from flowalign.config.rewards_rules import NSFWReward, PictureReward
+from flowalign.config.rewards_rules import NSFWReward, OCRReward, PictureReward
 
 
 class ShapesReward(RewardBase):
@@ -301,6 +301,7 @@ RewardConfig = Annotated[
     | JpegReward
     | PictureReward
     | NSFWReward
+    | OCRReward
     | VendiReward
     | FrechetReward
     | MMDReward

@@ -35,3 +35,19 @@ class NSFWReward(RewardBase):
     """Of a video: the least safe frame."""
     attention: TowerAttention = "sdpa"
     """transformers' attention of the model."""
+
+
+class OCRReward(RewardBase):
+    """Text accuracy: what can be read against the quoted text of the prompt; extra `ocr`."""
+
+    name: Literal["ocr"]
+    strict: bool = False
+    """Text besides the target costs too: 1 - distance / the longer length."""
+    spans: Literal["all", "first"] = "all"
+    """All quoted texts of the prompt one after the other, or the first one."""
+    confidence: Annotated[float, Field(ge=0, le=1)] = 0.5  # RapidOCR's own
+    """Lines that the reader is less sure of are not read."""
+    modality: Literal["image", "video"] = "image"
+    """Of a video: the mean over `frames`."""
+    frames: Annotated[int, Field(ge=1, le=64)] = 8
+    """Evenly spaced frames of a video."""

@@ -49,7 +49,8 @@ def test_half_and_half() -> None:
 
 def test_the_upper_ends_are_reached() -> None:
     chequered = ((torch.arange(18)[:, None] + torch.arange(18)) % 2).float().expand(3, 18, 18)
-    for measure, most in (("contrast", 0.5), ("sharpness", 16.0)):
+    ends: tuple[tuple[Measure, float], ...] = (("contrast", 0.5), ("sharpness", 16.0))
+    for measure, most in ends:
         assert PictureStatistic(measure=measure).score_range == (0.0, most)
         assert score(measure, chequered) == pytest.approx(most, abs=1e-5)
     assert score("saturation", painted((1.0, 0.0, 0.5))) == 1.0
