@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from flowalign.cli.options import Parser, count, option, seed
@@ -13,7 +14,7 @@ from flowalign.config.load import dump_config, load_for
 from flowalign.config.steering import SteerConfig
 
 if TYPE_CHECKING:
-    from flowalign.steering.outcome import SteerResult
+    from flowalign.steering.outcome import Steered, SteerResult
 
 HELP = "draw better samples by rewards at sampling time, without training"
 EXAMPLE = """\
@@ -21,6 +22,7 @@ examples:
   flowalign steer shapes_steer_fk                              # a shipped config by name
   flowalign steer shapes_steer_fk --set method.particles=8 --set method.preview=linear
   flowalign steer shapes_steer_fk --budget 80 --set method=best_of_n --output runs/best
+  flowalign steer shapes_steer_compare                  # several methods at one budget
   flowalign steer shapes_steer_fk --set lora.init_from=runs/first/lora    # a tuned model
   flowalign gallery runs/shapes_steer_fk runs/best -o gallery
 """
@@ -68,6 +70,17 @@ def loaded(args: argparse.Namespace) -> SteerConfig:
 
 def tell(result: SteerResult) -> None:
     """Print each score without and with steering, what it took, and where the files are."""
+    if len(result.columns) > 1:
+        found = [*([] if result.baseline is None else [result.baseline]), *result.columns]
+        print("\n".join(comparison(found)))
+    else:
+        tell_one(result)
+    if result.run is not None:
+        print(result.run)
+
+
+def tell_one(result: SteerResult) -> None:
+    """Each score without and with steering, and what it took."""
     steered, baseline = result.steered, result.baseline
     width = max(len(name) for name in steered.scores)
     for name in steered.scores:
@@ -80,5 +93,31 @@ def tell(result: SteerResult) -> None:
         f"{costs.reward_calls} reward calls, {costs.seconds:.1f} s, "
         f"{costs.peak_memory_mib:.0f} MiB at most"
     )
-    if result.run is not None:
-        print(result.run)
+
+
+def comparison(found: Sequence[Steered]) -> Iterator[str]:
+    """A table: a line for each method and budget, with mean scores and what a population took."""
+    names = list(found[0].scores)
+    head = ["method", "budget", "k", *names, "evaluations", "decodes", "rewards", "seconds", "MiB"]
+    rows = [head, *(compared(steered, names) for steered in found)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        cells = [row[0].ljust(widths[0])]
+        cells += [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
+        yield "  ".join(cells)
+    yield "evaluations, decodes and rewards (calls) are those of one population, seconds of all"
+
+
+def compared(steered: Steered, names: Sequence[str]) -> list[str]:
+    """The cells of one line."""
+    costs, count = steered.costs, len(steered.populations)
+    spent = (costs.network_evaluations, costs.decodes, costs.reward_calls)
+    return [
+        steered.label,
+        "-" if steered.budget is None else str(steered.budget),
+        str(steered.particles),
+        *(f"{steered.mean(name):.4f}" for name in names),
+        *(f"{total / count:.4g}" for total in spent),
+        f"{costs.seconds:.1f}",
+        f"{costs.peak_memory_mib:.0f}",
+    ]

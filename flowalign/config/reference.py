@@ -26,6 +26,11 @@ def json_schema(job: Job[Any]) -> dict[str, Any]:
     for name in ("rewards", "held_out_rewards"):
         properties[name]["items"] = _or_text(properties[name]["items"])
         properties[name] = _or_text(properties[name])
+    if "CompareConfig" in schema["$defs"]:
+        methods = schema["$defs"]["CompareConfig"]["properties"]["methods"]
+        methods["items"] = _or_text(methods["items"])
+        compared = schema["$defs"]["ComparedConfig"]["properties"]
+        compared["method"] = _or_text(compared["method"])
     sampler = schema["$defs"]["SamplerConfig"]["properties"]
     sampler["noise"] = _or_text(sampler["noise"])
     return {"$schema": SCHEMA_ADDRESS, **schema}

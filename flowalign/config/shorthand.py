@@ -25,13 +25,25 @@ def write_out(data: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def write_out_steering(data: Mapping[str, Any]) -> dict[str, Any]:
-    """The same for a steering job: `method: fk`, and prompts as a source or a list."""
+    """The same for a steering job: `method: fk`, also where methods are compared, and prompts."""
     result = write_out(data)
     if isinstance(result.get("method"), str):
         result["method"] = {"name": result["method"]}
     if isinstance(result.get("prompts"), str | list | tuple):
         result["prompts"] = {"source": result["prompts"]}
+    compare = result.get("compare")
+    if isinstance(compare, Mapping) and isinstance(compare.get("methods"), list | tuple):
+        result["compare"] = {**compare, "methods": [_compared(e) for e in compare["methods"]]}
     return result
+
+
+def _compared(entry: Any) -> Any:
+    """`best_of_n` as `{method: {name: best_of_n}}`, and so the method of an entry with a label."""
+    if isinstance(entry, str):
+        return {"method": {"name": entry}}
+    if isinstance(entry, Mapping) and isinstance(entry.get("method"), str):
+        return {**entry, "method": {"name": entry["method"]}}
+    return entry
 
 
 def reward(value: Any) -> Any:

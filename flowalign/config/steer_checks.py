@@ -17,6 +17,7 @@ from flowalign.config.checks import (
     sizes_rule,
     unit_interval_rule,
 )
+from flowalign.config.compare_checks import compare_rule, every_method
 from flowalign.config.problems import Problem
 from flowalign.config.server_checks import served_rule
 from flowalign.config.set_checks import exemplars_rule, no_sets_rule
@@ -98,10 +99,8 @@ RULES: tuple[Callable[[SteerConfig], Iterator[Problem]], ...] = (
     _prompts,
     schedule_rule,
     unit_interval_rule,
-    _noise,
-    _looks,
-    _tempering,
-    _budget,
+    every_method(_noise, _looks, _tempering, _budget),
+    compare_rule,
     rewards_rule,
     hierarchy_rule,
     served_rule,

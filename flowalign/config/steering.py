@@ -109,6 +109,24 @@ MethodConfig = Annotated[
 ]
 
 
+class ComparedConfig(Section):
+    """A further method, with its title."""
+
+    label: Annotated[str, Field(min_length=1, max_length=60)] | None = None
+    """What galleries and tables call it; the method's name when absent."""
+    method: MethodConfig
+    """How samples are steered."""
+
+
+class CompareConfig(Section):
+    """What is run beside `method`, on the same prompts, seeds and rewards."""
+
+    methods: tuple[ComparedConfig, ...] = ()
+    """Further methods, each at the budget of `method`."""
+    budgets: tuple[Annotated[int, Field(ge=1)], ...] = ()
+    """Further budgets; every method is run at each of them as well."""
+
+
 class SteerConfig(Section):
     """One complete steering job: better samples from a model as it is."""
 
@@ -137,6 +155,7 @@ class SteerConfig(Section):
     """Independent repetitions of the method for each prompt."""
     budget: Annotated[int, Field(ge=1)] | None = None
     """Network evaluations that one repetition may take; decides the number of particles."""
+    compare: CompareConfig = CompareConfig()
     batch_size: Annotated[int, Field(ge=1)] = 64
     """Samples of one network call or decoding."""
     baseline: bool = True

@@ -6,14 +6,16 @@ from collections.abc import Sequence
 
 from diffusers import DiffusionPipeline
 
+from flowalign.config.compare_checks import entries
 from flowalign.config.steering import NoneConfig, SteerConfig
 from flowalign.errors import StopRequested
 from flowalign.metrics import Progress
 from flowalign.run_directory import RunDirectory
 from flowalign.signals import Signals
-from flowalign.steering.outcome import Population, SteerResult
-from flowalign.steering.report import BASELINE, STEERED, write_steered
-from flowalign.steering.session import assemble_steering, run_method
+from flowalign.steering.methods import particles_of
+from flowalign.steering.outcome import Population, Steered, SteerResult
+from flowalign.steering.report import BASELINE, write_steered
+from flowalign.steering.session import SteeringSession, assemble_steering, plan_of, run_method
 
 
 def launch(
@@ -25,30 +27,67 @@ def launch(
 ) -> SteerResult:
     """Steer all prompts of `config`; files go to the open directory `run` where there is one."""
     session = assemble_steering(config, allow_code=allow_code, pipe=pipe)
+    plan = plan_of(session)
+    for entry in entries(config):  # none is run before all can be paid
+        particles_of(entry.method, plan, entry.budget)
     if run is not None:
         run.start()
+    baseline, columns = drawn(session, shown=run is not None)
+    if run is not None:
+        write(run, session, baseline, columns)
+    main = (config.method.name, config.budget)
+    return SteerResult(
+        steered=next(found for found in columns if (found.label, found.budget) == main),
+        columns=columns,
+        baseline=baseline,
+        run=None if run is None else run.root,
+    )
+
+
+def drawn(session: SteeringSession, *, shown: bool) -> tuple[Steered | None, list[Steered]]:
+    """Plain samples where they are asked for, and the samples of every method and budget."""
+    config, columns = session.config, []
     total = len(session.prompts) * config.samples_per_prompt
     with Signals() as signals:
-        watch = Watch(total=total, shown=run is not None, signals=signals)
+        watch = Watch(total=total, shown=shown, signals=signals)
         baseline = None
         if config.baseline and not isinstance(config.method, NoneConfig):
             plain = NoneConfig(name="none")
             baseline = run_method(session, plain, budget=None, on_chunk=watch.chunk)
             watch.next("plain samples are drawn")
-        steered = run_method(session, config.method, budget=config.budget, on_chunk=watch.chunk)
-        watch.close()
-    if run is not None:
-        for step, result in ((BASELINE, baseline), (STEERED, steered)):
-            if result is not None:
-                write_steered(
-                    run.evaluation(step),
-                    result,
-                    step=step,
-                    seed=config.seed,
-                    steering_rewards=session.suite.names,
+        for entry in entries(config):
+            if columns:
+                watch.next(f"{columns[-1].label} is done")
+            columns.append(
+                run_method(
+                    session,
+                    entry.method,
+                    budget=entry.budget,
+                    label=entry.label,
+                    on_chunk=watch.chunk,
                 )
-        run.status("finished", STEERED, exit_code=0)
-    return SteerResult(steered=steered, baseline=baseline, run=None if run is None else run.root)
+            )
+        watch.close()
+    return baseline, columns
+
+
+def write(
+    run: RunDirectory,
+    session: SteeringSession,
+    baseline: Steered | None,
+    columns: Sequence[Steered],
+) -> None:
+    """The files of a job that went well: each result under a step of its own."""
+    for step, result in enumerate([baseline, *columns], start=BASELINE):
+        if result is not None:
+            write_steered(
+                run.evaluation(step),
+                result,
+                step=step,
+                seed=session.config.seed,
+                steering_rewards=session.suite.names,
+            )
+    run.status("finished", len(columns), exit_code=0)
 
 
 class Watch:

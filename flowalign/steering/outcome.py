@@ -36,7 +36,9 @@ class Population:
 class Steered:
     """All populations of one method, and what they took."""
 
+    label: str  # the method's name, or what the config calls it
     method: str
+    budget: int | None  # network evaluations each population was allowed
     particles: int  # of a population at its start
     populations: Sequence[Population]
     scores: Mapping[str, Tensor]  # (m,) each, of what is returned; NaN where not valid
@@ -61,7 +63,8 @@ class Steered:
 class SteerResult:
     """Steered samples, with plain ones of the same seeds where they were asked for."""
 
-    steered: Steered
+    steered: Steered  # by `method` at `budget`
+    columns: Sequence[Steered]  # `steered`, and what was compared with it, by budget
     baseline: Steered | None
     run: Path | None  # the directory, where one was written
 

@@ -2,6 +2,8 @@
 
 RUN/eval/step-000000/   plain samples (the baseline)     RUN/eval/step-000001/   steered ones
     NNNN-K.png, scores.jsonl, ancestry.json, summary.json
+
+Methods and budgets that are compared follow as step-000002 and so on.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from flowalign.media import save_media
 from flowalign.steering.outcome import Population, Steered
 from flowalign.steering.populations import numbers
 
-BASELINE, STEERED = 0, 1  # the steps under which galleries show them
+BASELINE = 0  # its step; what is steered follows
 SUFFIX = {"image": "png", "video": "mp4", "audio": "wav"}
 
 
@@ -95,7 +97,9 @@ def summary(steered: Steered, step: int, steering_rewards: list[str]) -> dict[st
     return {
         "step": step,
         "samples": len(next(iter(steered.scores.values()))),
+        "label": steered.label,
         "method": steered.method,
+        "budget": steered.budget,
         "particles": steered.particles,
         "populations": len(steered.populations),
         "costs": steered.costs.as_dict(),

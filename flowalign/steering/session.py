@@ -21,7 +21,7 @@ from flowalign.processes import Processes, start_processes
 from flowalign.prompt_lengths import check_lengths
 from flowalign.prompts import Prompt, read_prompts
 from flowalign.protocols import Generator
-from flowalign.rollout import PromptCache, device_of, training_plan
+from flowalign.rollout import Plan, PromptCache, device_of, training_plan
 from flowalign.scoring import RewardSuite, build_suite
 from flowalign.steering.costs import Costs
 from flowalign.steering.methods import Parts, particles_of, populations
@@ -120,11 +120,11 @@ def run_method(
     method: MethodConfig,
     *,
     budget: int | None,
+    label: str | None = None,
     on_chunk: Callable[[Sequence[Population]], None] | None = None,
 ) -> Steered:
     """All prompts by one method, with the held-out scores of what is returned."""
-    config, costs = session.config, Costs()
-    plan = training_plan(session.generator, config.sampler, training_step=0, seed=config.seed)
+    config, costs, plan = session.config, Costs(), plan_of(session)
     parts = Parts(
         generator=session.generator,
         plan=plan,
@@ -147,12 +147,20 @@ def run_method(
             )
         )
     return Steered(
+        label=label or method.name,
         method=method.name,
+        budget=budget,
         particles=particles,
         populations=found,
         scores=scores_of(session, found),
         costs=costs,
     )
+
+
+def plan_of(session: SteeringSession) -> Plan:
+    """The levels and noise that all methods of the job share."""
+    config = session.config
+    return training_plan(session.generator, config.sampler, training_step=0, seed=config.seed)
 
 
 def adapter_view(session: SteeringSession):
