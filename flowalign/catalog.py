@@ -101,6 +101,16 @@ REWARDS = (
         target="flowalign.rewards.hpsv2:from_config",
     ),
     Entry(
+        name="hpsv3",
+        doc="human preference score v3: a head on Qwen2-VL 7B, trained on HPDv3",
+        target="flowalign.rewards.hpsv3:from_config",
+    ),
+    Entry(
+        name="video_reward",
+        doc="VideoAlign: visual quality, motion quality, text alignment of a video (Qwen2-VL 2B)",
+        target="flowalign.rewards.video_reward:from_config",
+    ),
+    Entry(
         name="aesthetic",
         doc="LAION aesthetics: a head on CLIP's picture features; reads no prompt",
         target="flowalign.rewards.aesthetic:from_config",

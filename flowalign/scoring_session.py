@@ -37,6 +37,8 @@ READ_PROMPTS = (
     "open_clip",
     "pickscore",
     "hpsv2",
+    "hpsv3",
+    "video_reward",
     "judge",
 )  # mean nothing without a prompt
 

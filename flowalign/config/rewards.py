@@ -8,6 +8,7 @@ from pydantic import Field
 
 from flowalign.config.attention import TowerAttention
 from flowalign.config.reward_base import RewardBase
+from flowalign.config.rewards_heads import HPSv3Reward, VideoRewardReward
 from flowalign.config.rewards_rules import NSFWReward, OCRReward, PictureReward
 
 
@@ -296,6 +297,8 @@ RewardConfig = Annotated[
     | OpenClipReward
     | PickScoreReward
     | HPSv2Reward
+    | HPSv3Reward
+    | VideoRewardReward
     | AestheticReward
     | GoalBaselineReward
     | JpegReward
