@@ -8,6 +8,8 @@ import torch
 
 from flowalign.assembly import Session
 from flowalign.collection import Collected, collect
+from flowalign.config.shaping_checks import DISAGREEMENT
+from flowalign.constraints import multiplier_numbers
 from flowalign.rollout import Request, training_plan
 from flowalign.scoring import combine
 from flowalign.shaping import num_references, remember, shaped, without_reference
@@ -34,6 +36,18 @@ def taught(session: Session, collected: Collected) -> Collected:
             weights=scored.weights,
         )
     return replace(collected, scored=scored, rollout=rollout)
+
+
+def shaping_numbers(session: Session, lesson: Collected) -> dict[str, float]:
+    """What a step's metrics tell of shaping: multipliers, an ensemble's disagreement."""
+    if session.shaping is None:
+        return {}
+    scored, constraints = lesson.scored, session.shaping.constraints
+    found = multiplier_numbers(constraints, session.state.memory)
+    if DISAGREEMENT in scored.terms and scored.valid[DISAGREEMENT].any():
+        apart = scored.terms[DISAGREEMENT][scored.valid[DISAGREEMENT]]
+        found[f"shaping/{DISAGREEMENT}"] = float(apart.double().mean())
+    return found
 
 
 def draw_references(session: Session, prompts: list[int]) -> None:

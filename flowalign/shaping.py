@@ -22,7 +22,9 @@ from flowalign.config.shaping import (
     ShapingConfig,
     WinRateShape,
 )
-from flowalign.config.shaping_checks import COMBINED
+from flowalign.config.shaping_checks import COMBINED, DISAGREEMENT, ENSEMBLES, merges
+from flowalign.constraints import constrained
+from flowalign.ensembles import disagreement, lower_bound, mean_of, middle, shares_of
 from flowalign.errors import ConfigError
 from flowalign.memory import append, recall
 from flowalign.types import Scored
@@ -35,9 +37,10 @@ REFERENCE_PROMPTS = "shaping.reference_prompts"  # (n,) int64, whose scores the 
 def shaped(scored: Scored, config: ShapingConfig, memory: dict[str, Tensor]) -> Scored:
     """The rewards that credit is given for, in the place of the scores.
 
-    A plain sum keeps the rewards apart, so that an algorithm can normalise each by itself. `min`,
-    `product` and gates put the one term `combined` beside the others, whose weights become 0.
-    `memory` holds moving statistics, which this call updates, and scores of reference samples.
+    A plain sum keeps the rewards apart, so that an algorithm can normalise each by itself. Every
+    other way, gates and constraints put the one term `combined` beside the others, whose weights
+    become 0; an ensemble tells its `disagreement` as well. `memory` holds moving statistics and
+    multipliers, which this call updates, and scores of reference samples.
     """
     terms, valid = dict(scored.terms), dict(scored.valid)
     for shape in config.rewards:
@@ -45,27 +48,50 @@ def shaped(scored: Scored, config: ShapingConfig, memory: dict[str, Tensor]) -> 
         values = _shape(shape, scored, memory)
         valid[name] = scored.valid[name] & values.isfinite()
         terms[name] = torch.where(valid[name], values, torch.nan).float()
-    if config.combine == "sum" and not config.gates:
+    if not merges(config):
         return replace(scored, terms=terms, valid=valid)
     used = [name for name, weight in scored.weights.items() if weight != 0]
-    needed = dict.fromkeys([*used, *(gate.reward for gate in config.gates)])
+    others = (one.reward for one in (*config.gates, *config.constraints))
+    needed = dict.fromkeys([*used, *others])
     counts = torch.stack([valid[name] & scored.valid[name] for name in needed]).all(dim=0)
-    rows = torch.stack([terms[name].double() for name in used])
-    weights = torch.tensor([scored.weights[name] for name in used], dtype=torch.float64)
-    match config.combine:
-        case "sum":
-            total = weighted_sum(rows, weights)
-        case "min":
-            total = smallest(rows, weights)
-        case "product":
-            total = product(rows, weights)
+    total = torch.zeros(len(counts), dtype=torch.float64)
+    if used:
+        rows = torch.stack([terms[name].double() for name in used])
+        weights = torch.tensor([scored.weights[name] for name in used], dtype=torch.float64)
+        total = combined(rows, weights, config)
+        if config.combine in ENSEMBLES:
+            apart = disagreement(rows, shares_of(weights))
+            terms[DISAGREEMENT] = torch.where(counts, apart, torch.nan).float()
+            valid[DISAGREEMENT] = counts
     for gate in config.gates:
         # In the reward's own units, whatever shape it has as a term.
         total = vetoed(total, scored.terms[gate.reward].double(), gate.threshold, gate.value)
+    if config.constraints:
+        limits = (config.constraints, config.multipliers)
+        total = constrained(total, counts, scored, *limits, memory)
     terms[COMBINED] = torch.where(counts, total, torch.nan).float()
     valid[COMBINED] = counts
-    silent = {name: 0.0 for name in scored.weights}
+    silent = {name: 0.0 for name in terms}
     return replace(scored, terms=terms, valid=valid, weights=silent | {COMBINED: 1.0})
+
+
+def combined(rows: Tensor, weights: Tensor, config: ShapingConfig) -> Tensor:
+    """The one reward (B,) of rows (K, B), float64, as `config.combine` says."""
+    match config.combine:
+        case "sum":
+            return weighted_sum(rows, weights)
+        case "min":
+            return smallest(rows, weights)
+        case "product":
+            return product(rows, weights)
+        case "mean":
+            return mean_of(rows, shares_of(weights))
+        case "median":
+            return middle(rows)
+        case "lower_bound":
+            return lower_bound(rows, shares_of(weights), config.uncertainty)
+        case _:
+            assert_never(config.combine)
 
 
 def _shape(shape: ShapeConfig, scored: Scored, memory: dict[str, Tensor]) -> Tensor:

@@ -30,7 +30,7 @@ from flowalign.rollout import training_plan
 from flowalign.run_directory import RunDirectory
 from flowalign.scoring import combine
 from flowalign.set_results import valid_score
-from flowalign.shaped_rollout import taught
+from flowalign.shaped_rollout import shaping_numbers, taught
 from flowalign.signals import Action, Signals
 from flowalign.training_state import progress_dict
 from flowalign.types import Rollout
@@ -166,6 +166,7 @@ class Loop:
         progress.train_seconds += seconds
         row = mean_rows(rows)
         row.update(reward_statistics(collected, credit))
+        row.update(shaping_numbers(session, lesson))
         if config.monitor.action != "off":
             row["reward_group_std"] = watch_groups(scored, session.state.memory)
             row["monitor/alarms"] = float(session.state.memory.get(ALARMS, 0))

@@ -163,7 +163,9 @@ def _has_stochastic_step(sampler: SamplerConfig) -> bool:
 
 def rewards_rule(config: Drawing) -> Iterator[Problem]:
     """Some reward counts, and names are unique."""
-    if config.rewards and all(entry.weight == 0 for entry in config.rewards):
+    shaping = config.shaping if isinstance(config, RunConfig) else None
+    limited = shaping is not None and bool(shaping.constraints)  # these have multipliers instead
+    if config.rewards and not limited and all(entry.weight == 0 for entry in config.rewards):
         what = "all weights are 0: no signal to learn from"
         yield conflict(
             ("rewards",), what, "give one reward a weight, or move it to held_out_rewards"

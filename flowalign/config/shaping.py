@@ -7,6 +7,9 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from flowalign.config.sampling import Section
+from flowalign.config.shaping_constraints import ConstraintConfig, MultiplierConfig
+
+Combine = Literal["sum", "min", "product", "mean", "median", "lower_bound"]
 
 
 class ShapeBase(Section):
@@ -74,10 +77,19 @@ class GateConfig(Section):
 class ShapingConfig(Section):
     """How several rewards become one."""
 
-    combine: Literal["sum", "min", "product"] = "sum"
-    """Weighted sum; the smallest weighted reward; or the product of rewards in [0, 1], each to
-    the power of its weight (of 1 - reward where the weight is negative)."""
+    combine: Combine = "sum"
+    """Weighted sum; the smallest weighted reward; the product of rewards in [0, 1], each to the
+    power of its weight (of 1 - reward where the weight is negative); or of an ensemble, whose
+    rewards are all brought to one scale by `rewards` below, the mean, the median, or
+    `lower_bound`: the mean less their disagreement."""
+    uncertainty: Annotated[float, Field(ge=0)] = 1.0
+    """Standard deviations among the rewards that `lower_bound` takes off."""
     rewards: tuple[ShapeConfig, ...] = ()
     """What is done to single rewards first; at most one shape for each."""
     gates: tuple[GateConfig, ...] = ()
     """Vetoes on the combined reward; the lowest counts."""
+    constraints: tuple[ConstraintConfig, ...] = ()
+    """Rewards of weight 0 that should keep a level while the others are raised. Credit then is in
+    standard deviations."""
+    multipliers: MultiplierConfig = MultiplierConfig()
+    """How fast the constraints' multipliers follow."""

@@ -14,6 +14,15 @@ from flowalign.config.suggest import did_you_mean
 from flowalign.config.yaml12 import KeyPath
 
 COMBINED = "combined"  # the term that the others become
+DISAGREEMENT = "disagreement"  # the term that tells how far an ensemble is apart
+ENSEMBLES = ("mean", "median", "lower_bound")
+# The scale that a shape brings a reward to; rewards of one scale can be opinions on one thing.
+SCALES = {"moving": "unit variance", "par": "[0, 1]", "win_rate": "[0, 1]", "range": "[0, 1]"}
+
+
+def merges(shaping: ShapingConfig) -> bool:
+    """Whether the rewards become one term."""
+    return shaping.combine != "sum" or bool(shaping.gates) or bool(shaping.constraints)
 
 
 def _conflict(path: KeyPath, what: str, fix: str) -> Problem:
@@ -31,28 +40,35 @@ def shaping_rule(config: RunConfig) -> Iterator[Problem]:
         return
     yield from _names(config, shaping)
     yield from _numbers(config, shaping)
-    merged = shaping.combine != "sum" or bool(shaping.gates)
+    yield from _constraints(config, shaping)
+    if shaping.combine in ENSEMBLES:
+        yield from _common_scale(config, shaping)
+    merged = merges(shaping)
     advantage = getattr(config.algorithm, "advantage", None)
     if merged and advantage is not None and advantage.combine == "per_reward":
         what = "one combined reward, and `algorithm.advantage.combine: per_reward` needs several"
         yield _conflict((), what, "use advantage.combine: weighted_sum")
-    if merged and not any(one.weight for one in config.rewards if not is_set(one)):
+    weighted = any(one.weight for one in config.rewards if not is_set(one))
+    if merged and not weighted and not shaping.constraints:
         what = "no reward of single samples has a weight, so there is nothing to combine"
         yield _conflict((), what, "give one a weight, or remove `shaping`")
-    if merged and COMBINED in {entry.label for entry in config.rewards}:
-        what = f"the label `{COMBINED}` is that of the combined reward"
-        yield _conflict((), what, "choose another label")
+    for label in {entry.label for entry in config.rewards} & {COMBINED, DISAGREEMENT}:
+        if merged:
+            what = f"the label `{label}` is that of a term which shaping adds"
+            yield _conflict((), what, "choose another label")
 
 
 def _names(config: RunConfig, shaping: ShapingConfig) -> Iterator[Problem]:
     single = [entry.label or entry.name for entry in config.rewards if not is_set(entry)]
     entries = [("rewards", index, one) for index, one in enumerate(shaping.rewards)]
     gates = [("gates", index, one) for index, one in enumerate(shaping.gates)]
-    for section, index, one in (*entries, *gates):
+    limits = [("constraints", index, one) for index, one in enumerate(shaping.constraints)]
+    for section, index, one in (*entries, *gates, *limits):
         if one.reward not in single:
             what = f"`{one.reward}` is no reward of single samples in `rewards`"
             yield _conflict((section, index, "reward"), what, did_you_mean(one.reward, single))
-    for section, found in (("rewards", shaping.rewards), ("gates", shaping.gates)):
+    lists = (shaping.rewards, shaping.gates, shaping.constraints)
+    for section, found in zip(("rewards", "gates", "constraints"), lists, strict=True):
         for name, count in Counter(one.reward for one in found).items():
             if count > 1:
                 what = f"{count} entries for the reward `{name}`"
@@ -75,3 +91,43 @@ def _numbers(config: RunConfig, shaping: ShapingConfig) -> Iterator[Problem]:
             if shape.name == "moving":
                 what = "`moving` gives negative numbers, and a product needs [0, 1]"
                 yield _conflict(("rewards", index, "name"), what, "use par, win_rate or range")
+
+
+def _constraints(config: RunConfig, shaping: ShapingConfig) -> Iterator[Problem]:
+    """A constrained reward has its multiplier for a weight, and its own units for a level."""
+    weights = {entry.label or entry.name: entry.weight for entry in config.rewards}
+    shapes = {one.reward for one in shaping.rewards}
+    for index, one in enumerate(shaping.constraints):
+        if weights.get(one.reward, 0.0) != 0:
+            what = f"`{one.reward}` has the weight {weights[one.reward]:g}, and a constrained "
+            what += "reward has a multiplier for a weight"
+            yield _conflict(("constraints", index, "reward"), what, "give it weight: 0")
+        if one.reward in shapes:
+            what = f"`{one.reward}` has a shape, and its level is in the reward's own units"
+            yield _conflict(("constraints", index, "reward"), what, "remove the shape")
+
+
+def _common_scale(config: RunConfig, shaping: ShapingConfig) -> Iterator[Problem]:
+    """An ensemble compares its members, so each is brought to one scale, and none is reversed."""
+    members = {
+        entry.label or entry.name: entry.weight
+        for entry in config.rewards
+        if entry.weight != 0 and not is_set(entry)
+    }
+    shapes = {one.reward: one.name for one in shaping.rewards}
+    scales = {name: SCALES.get(shapes.get(name, "")) for name in members}
+    words = f"`combine: {shaping.combine}` compares rewards"
+    if len(members) < 2:
+        yield _conflict(("combine",), f"{words}, and there is one", "use combine: sum")
+    for name, scale in scales.items():
+        if scale is None:
+            what = f"{words}, and `{name}` is not brought to a common scale"
+            yield _conflict(("rewards",), what, "give it a shape: range, par, win_rate or moving")
+    if len(set(scales.values()) - {None}) > 1:
+        told = ", ".join(f"{name}: {scale}" for name, scale in scales.items())
+        yield _conflict(("rewards",), f"{words}, and their scales differ ({told})", "use one scale")
+    if min(members.values(), default=1.0) < 0:
+        what = f"{words} that all want the same, and a weight is negative"
+        yield _conflict(("combine",), what, "use combine: sum")
+    if shaping.combine == "median" and len(set(members.values())) > 1:
+        yield _conflict(("combine",), "a median has no weights", "give all rewards weight: 1")
