@@ -136,6 +136,11 @@ REWARDS = (
         target="flowalign.rewards.ocr:from_config",
     ),
     Entry(
+        name="geneval",
+        doc="right objects, numbers, colours and positions, by a detector (GenEval)",
+        target="flowalign.rewards.geneval:from_config",
+    ),
+    Entry(
         name="nsfw",
         doc="how safe an image classifier finds a picture: a veto for `shaping.gates`",
         target="flowalign.rewards.nsfw:from_config",

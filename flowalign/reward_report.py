@@ -87,8 +87,10 @@ class RewardReport:
         if not self.findings:
             return None
         first = self.findings[0]
-        what = f"{len(self.findings)} faults, the first: {first.fault}: {first.what}"
-        fix = "a score is a function of its sample alone; see the lines above"
+        what = f"fault 1 of {len(self.findings)}: {first.fault}: {first.what}"
+        fix = "a score is a finite function of its sample alone; see the lines above"
+        if not bool(self.valid.any()):
+            fix = "give media and a prompt that it can score: --media, --prompt"
         return RewardError("RWD-CHECK", self.where, what, fix)
 
 
@@ -183,8 +185,11 @@ def extremes_findings(reward: Reward, like: Sample) -> list[Finding]:
     return findings
 
 
-def built_in_samples(num: int, modality: Modality) -> list[Sample]:
-    """Pictures of the shapes world in groups of one prompt; videos of them; for audio, noise."""
+def built_in_samples(num: int, modality: Modality, *, prompt: str | None = None) -> list[Sample]:
+    """Pictures of the shapes world in groups of one prompt; videos of them; for audio, noise.
+
+    Their prompts are those of the world, or `prompt`.
+    """
     generator = torch.Generator().manual_seed(0)
     texts = [prompts("train", limit=-(-num // GROUP))[i // GROUP] for i in range(num)]
     rate: float | None = None
@@ -199,7 +204,7 @@ def built_in_samples(num: int, modality: Modality) -> list[Sample]:
         rate = FPS if modality == "video" else None
     return [
         Sample(
-            prompt=text,
+            prompt=text if prompt is None else prompt,
             media=media[i],
             modality=modality,
             rate=rate,

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from flowalign.catalog import resolve
 from flowalign.config.rewards import CodeReward, RewardConfig, is_set
+from flowalign.config.rewards_rules import TAKE_CODE
 from flowalign.errors import ConfigError, HealthError, RewardError
 from flowalign.processes import Processes
 from flowalign.protocols import SetReward
@@ -194,7 +195,11 @@ def _entry(config: RewardConfig, allow_code: Sequence[str], device: torch.device
     if isinstance(config, CodeReward):
         reward, code = load_reward(config.target, config.args, allow_code=allow_code)
         return Entry(label=label, reward=reward, weight=config.weight, code=code)
-    reward = resolve("rewards", config.name)(config, device=device)
+    build = resolve("rewards", config.name)
+    if isinstance(config, TAKE_CODE):
+        reward, code = build(config, device=device, allow_code=allow_code)
+        return Entry(label=label, reward=reward, weight=config.weight, code=code)
+    reward = build(config, device=device)
     return Entry(label=label, reward=reward, weight=config.weight)
 
 

@@ -40,6 +40,8 @@ READ_PROMPTS = (
     "hpsv3",
     "video_reward",
     "judge",
+    "ocr",
+    "geneval",
 )  # mean nothing without a prompt
 
 

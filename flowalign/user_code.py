@@ -65,6 +65,12 @@ def load_reward(
     Raises SecurityError unless `file.py` resolves to a file of `allow_code`, and RewardError when
     the file or the name is missing, the code fails, or the signature is not that of a reward.
     """
+    found, code = load_attribute(target, allow_code=allow_code)
+    return _reward(found, target.rpartition(":")[2], args, target), code
+
+
+def load_attribute(target: str, *, allow_code: Sequence[str]) -> tuple[object, LoadedCode]:
+    """(what `Name` of `file.py:Name` is, its file); raises as `load_reward`."""
     file, name = allowed_file(target, allow_code)
     if not file.is_file():
         what = f"cannot take `{name}` from `{file}`: no such file"
@@ -77,8 +83,7 @@ def load_reward(
         names = [key for key, value in vars(module).items() if _own(value, module)]
         fix = f"it defines: {', '.join(names) or 'nothing callable'}"
         raise RewardError("RWD-MISSING", f"reward `{target}`", what, fix)
-    reward = _reward(vars(module)[name], name, args, target)
-    return reward, LoadedCode(file=file, sha256=digest)
+    return vars(module)[name], LoadedCode(file=file, sha256=digest)
 
 
 def allowed_file(target: str, allow_code: Sequence[str]) -> tuple[Path, str]:

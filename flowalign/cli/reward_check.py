@@ -37,7 +37,12 @@ def add_options(parser: Parser) -> None:
         help="media files, manifests, or folders with one; built-in pictures when absent",
     )
     option(parser, "--config", metavar="FILE", help="YAML with `rewards`, for the settings")
-    option(parser, "--prompt", metavar="TEXT", help="the prompt of files that are named directly")
+    option(
+        parser,
+        "--prompt",
+        metavar="TEXT",
+        help="the prompt of files that are named directly, or of the built-in pictures",
+    )
     option(
         parser,
         "--samples",
@@ -65,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
     if args.media:
         samples = read_samples(args.media, [config], prompt=args.prompt)
     else:
-        samples = built_in_samples(args.samples, entry.reward.modality)
+        samples = built_in_samples(args.samples, entry.reward.modality, prompt=args.prompt)
     report = examine(entry, samples)
     for line in report.lines():
         print(line)

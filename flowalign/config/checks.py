@@ -14,6 +14,7 @@ from flowalign.config.data_checks import data_rule
 from flowalign.config.level_checks import levels_rule, whole_groups_rule
 from flowalign.config.model_sizes import autoencoder, spatial_factor, temporal_factor
 from flowalign.config.problems import Problem
+from flowalign.config.rules_checks import rules_rule
 from flowalign.config.sampling import FirstKNoise, HiCoGenNoise, SamplerConfig, WindowNoise
 from flowalign.config.schema import RunConfig
 from flowalign.config.server_checks import served_rule
@@ -263,6 +264,7 @@ RULES: tuple[Callable[[RunConfig], Iterator[Problem]], ...] = (
     rewards_rule,
     hierarchy_rule,
     served_rule,
+    rules_rule,
     sets_rule,
     shaping_rule,
     levels_rule,

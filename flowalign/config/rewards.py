@@ -9,7 +9,7 @@ from pydantic import Field
 from flowalign.config.attention import TowerAttention
 from flowalign.config.reward_base import RewardBase
 from flowalign.config.rewards_heads import HPSv3Reward, VideoRewardReward
-from flowalign.config.rewards_rules import NSFWReward, OCRReward, PictureReward
+from flowalign.config.rewards_rules import GenEvalReward, NSFWReward, OCRReward, PictureReward
 
 
 class ShapesReward(RewardBase):
@@ -305,6 +305,7 @@ RewardConfig = Annotated[
     | PictureReward
     | NSFWReward
     | OCRReward
+    | GenEvalReward
     | VendiReward
     | FrechetReward
     | MMDReward

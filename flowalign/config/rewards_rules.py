@@ -51,3 +51,63 @@ class OCRReward(RewardBase):
     """Of a video: the mean over `frames`."""
     frames: Annotated[int, Field(ge=1, le=64)] = 8
     """Evenly spaced frames of a video."""
+
+
+GENEVAL_COLOURS = (
+    "red",
+    "orange",
+    "yellow",
+    "green",
+    "blue",
+    "purple",
+    "pink",
+    "brown",
+    "black",
+    "white",
+)
+
+
+class GenEvalReward(RewardBase):
+    """Objects, numbers, colours and positions by a detector (GenEval)."""
+
+    name: Literal["geneval"]
+    detector: Literal["shapes", "transformers", "torchvision", "code"] = "shapes"
+    """`shapes`: the built-in world's own eyes; a detector of transformers or of torchvision; or
+    your own."""
+    model: str | None = None
+    """Of `transformers` a local folder or a Hub id; of `torchvision` a name such as
+    maskrcnn_resnet50_fpn_v2."""
+    revision: str | None = None
+    """Commit of the Hub repository."""
+    weights: str | None = None
+    """Of `torchvision`: a safetensors file with the model's state dict."""
+    target: str | None = None
+    """Of `code`: `file.py:Detector`; needs `--allow-code file.py`."""
+    metadata: str | None = None
+    """JSON lines with `prompt`, `include` and `exclude`; of `shapes` the prompts themselves say
+    it when absent."""
+    unknown: Literal["error", "mask"] = "error"
+    """A prompt without metadata is a mistake, or has no score."""
+    dense: bool = False
+    """Mean over what is asked for; when false 1 only if all is right, else 0."""
+    confidence: Annotated[float, Field(ge=0, lt=1)] = 0.3  # the paper's
+    """Objects that the detector is less sure of do not count."""
+    counting_confidence: Annotated[float, Field(ge=0, lt=1)] = 0.9  # the paper's
+    """The same for prompts of the tag `counting`."""
+    max_objects: Annotated[int, Field(ge=1)] = 16  # the paper's
+    """Most objects of one class."""
+    nms: Annotated[float, Field(gt=0, le=1)] = 1.0  # the paper's: off
+    """Of objects of one class that overlap so much (IoU), the best counts; 1: all."""
+    position_margin: Annotated[float, Field(ge=0, lt=0.5)] = 0.1  # the paper's
+    """Share of both boxes' sizes by which an offset is shortened."""
+    colour: Literal["clip", "palette"] = "clip"
+    """How colours are told (`shapes` knows its own): by CLIP, or by the nearest of a palette."""
+    colour_model: str = "openai/clip-vit-large-patch14"  # the paper's
+    """Of `clip`: the built-in `shapes`, a local folder or a Hub id of a CLIP."""
+    colour_revision: str | None = None
+    """Commit of the CLIP's Hub repository."""
+    colours: Annotated[tuple[str, ...], Field(min_length=2)] = GENEVAL_COLOURS
+    """Of `clip`: the names to choose from."""
+
+
+TAKE_CODE = (GenEvalReward,)  # may name a part of the user's own, to be allowed by its file

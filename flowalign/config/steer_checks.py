@@ -19,6 +19,7 @@ from flowalign.config.checks import (
 )
 from flowalign.config.compare_checks import compare_rule, every_method
 from flowalign.config.problems import Problem
+from flowalign.config.rules_checks import rules_rule
 from flowalign.config.server_checks import served_rule
 from flowalign.config.set_checks import exemplars_rule, no_sets_rule
 from flowalign.config.steering import (
@@ -104,6 +105,7 @@ RULES: tuple[Callable[[SteerConfig], Iterator[Problem]], ...] = (
     rewards_rule,
     hierarchy_rule,
     served_rule,
+    rules_rule,
     no_sets_rule,
     no_recorded_rule,
     exemplars_rule,

@@ -118,7 +118,7 @@ def test_each_planted_fault_is_found_and_named(name: str, code: Path, capsys) ->
     told = capsys.readouterr()
     faults = [row.split()[1] for row in told.out.splitlines() if row.startswith("FAULT")]
     assert PLANTED[name] in faults
-    assert told.err.startswith("error[RWD-CHECK]") and "faults, the first" in told.err
+    assert told.err.startswith("error[RWD-CHECK]") and "fault 1 of" in told.err
 
 
 def test_sound_rewards_pass(code: Path, capsys) -> None:
@@ -186,3 +186,15 @@ def test_flat_media_are_no_fault_of_a_sound_reward() -> None:
     answer = Scorer(answer=lambda s: torch.stack([1 / x.media.amax() for x in s]))
     (found,) = extremes_findings(answer, noise_samples(1)[0])
     assert found.what == "a black medium scores inf"
+
+
+def test_a_prompt_for_the_built_in_pictures(code: Path, capsys) -> None:
+    """A reward of quoted text has nothing to say of the world's own prompts."""
+    Path("quoted.py").write_text(
+        "import torch\n"
+        "def quoted(samples):\n"
+        "    return torch.ones(len(samples)), torch.tensor(['\"' in s.prompt for s in samples])\n"
+    )
+    words = ["reward", "check", "quoted.py:quoted", "--allow-code", "quoted.py"]
+    fails(capsys, words, 5, "masks every sample", "--prompt")
+    assert "0 masked" in works(capsys, [*words, "--prompt", 'a sign "OPEN"'])

@@ -6,7 +6,14 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
+from transformers import (
+    ViTConfig,
+    ViTForImageClassification,
+    ViTImageProcessor,
+    YolosConfig,
+    YolosForObjectDetection,
+    YolosImageProcessor,
+)
 
 SIDE = 32
 
@@ -38,3 +45,26 @@ def spread(model):
         if parameter.ndim > 1:
             nn.init.normal_(parameter, std=0.2, generator=generator)
     return model.eval()
+
+
+def write_tiny_detector(folder: Path) -> Path:
+    """A YOLOS of side 32 with the labels dog, cat, car."""
+    config = YolosConfig(
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        image_size=[SIDE, SIDE],
+        patch_size=8,
+        num_detection_tokens=6,
+        id2label={0: "dog", 1: "cat", 2: "car"},
+        label2id={"dog": 0, "cat": 1, "car": 2},
+    )
+    spread(YolosForObjectDetection(config)).save_pretrained(folder)
+    YolosImageProcessor(
+        size={"height": SIDE, "width": SIDE},
+        do_pad=False,
+        image_mean=[0.5] * 3,
+        image_std=[0.5] * 3,
+    ).save_pretrained(folder)
+    return folder
