@@ -106,6 +106,11 @@ REWARDS = (
         target="flowalign.rewards.hpsv3:from_config",
     ),
     Entry(
+        name="image_reward",
+        doc="ImageReward: a head on BLIP, trained on ranked pictures",
+        target="flowalign.rewards.image_reward:from_config",
+    ),
+    Entry(
         name="video_reward",
         doc="VideoAlign: visual quality, motion quality, text alignment of a video (Qwen2-VL 2B)",
         target="flowalign.rewards.video_reward:from_config",

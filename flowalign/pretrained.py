@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
 from transformers import AutoConfig
 
 from flowalign.config.attention import TowerAttention
-from flowalign.errors import CheckpointError
-from flowalign.model_files import check_model_folder
+from flowalign.errors import CheckpointError, SecurityError
+from flowalign.model_files import PICKLED, check_model_folder, check_weights_file
 from flowalign.progress_bars import hidden_bars
 from flowalign.similarity import Preprocessing
 
@@ -80,6 +82,58 @@ def frozen_model(
         raise CheckpointError("CKPT-MODEL", where, what, fix)
     loaded.requires_grad_(False).eval()
     return torch.nn.Module.to(loaded, device)  # PreTrainedModel.to hides its signature
+
+
+def read_tensors(path: Path, where: str) -> dict[str, Tensor]:
+    """All tensors of a safetensors file, or of the files of a folder."""
+    files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
+    if not files:
+        if any(file.suffix in PICKLED for file in path.iterdir()):
+            fix = "convert them to safetensors in a place you trust"
+            raise SecurityError("SEC-PICKLE", where, "its weights can run code", fix)
+        what = "no safetensors file in this folder"
+        raise CheckpointError("CKPT-MISSING", where, what, "correct the path")
+    tensors: dict[str, Tensor] = {}
+    for file in files:
+        check_weights_file(file)
+        try:
+            tensors |= load_file(file)
+        except (OSError, SafetensorError) as error:
+            what = f"cannot be read: {str(error).splitlines()[0][:200]}"
+            raise CheckpointError("CKPT-MODEL", where, what, "save it again") from error
+    return tensors
+
+
+def model_of_tensors(
+    architecture: Any,  # a class of transformers with `from_pretrained`
+    sizes: Any,  # its config
+    tensors: Mapping[str, Tensor],
+    *,
+    dtype: torch.dtype,
+    where: str,
+    kind: str,
+    fix: str,
+    attention: TowerAttention = "sdpa",
+) -> Any:
+    """The model of exactly these tensors on the CPU, without gradients of its weights."""
+    with readable(where, kind), hidden_bars():
+        loaded, report = architecture.from_pretrained(
+            None,
+            config=sizes,
+            state_dict=dict(tensors),
+            dtype=dtype,
+            attn_implementation=attention,
+            ignore_mismatched_sizes=True,  # told below, with the name
+            output_loading_info=True,  # makes it a pair
+        )
+    for name, seen, wanted in sorted(report["mismatched_keys"]):
+        what = f"`{name}` has shape {tuple(seen)}, {kind} of this size wants {tuple(wanted)}"
+        raise CheckpointError("CKPT-SHAPE", where, what, fix)
+    for key, word in (("missing_keys", "missing"), ("unexpected_keys", "unknown")):
+        if names := sorted(report[key]):
+            what = f"{len(names)} weights are {word}, for example `{names[0]}`"
+            raise CheckpointError("CKPT-MODEL", where, what, fix)
+    return loaded.requires_grad_(False).eval()
 
 
 def preprocessing_of(processor: Any) -> Preprocessing:

@@ -15,19 +15,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, Qwen2VLModel
 
 from flowalign.config.rewards_heads import QwenHeadBase
-from flowalign.errors import CheckpointError, SecurityError
-from flowalign.model_files import PICKLED, check_weights_file
-from flowalign.pretrained import model_source, readable
-from flowalign.progress_bars import hidden_bars
+from flowalign.errors import CheckpointError
+from flowalign.pretrained import model_of_tensors, model_source, read_tensors, readable
 from flowalign.qwen2_vl import IMAGE, VIDEO, QwenReader, Vision
 
 KIND = "a Qwen2-VL"
+FIX = "give the weights of this reward, and as `model` the backbone it was trained on"
 HEAD = "rm_head."
 EMBEDDING = "language_model.embed_tokens.weight"
 _PREFIXES = (  # first match wins
@@ -40,26 +37,6 @@ _PREFIXES = (  # first match wins
 )
 _ADAPTER = re.compile(r"(.+)\.lora_([AB])(?:\.\w+)?\.weight")
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
-
-
-def read_tensors(path: Path, where: str) -> dict[str, Tensor]:
-    """All tensors of a safetensors file, or of the files of a folder."""
-    files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
-    if not files:
-        if any(file.suffix in PICKLED for file in path.iterdir()):
-            fix = "convert them to safetensors in a place you trust"
-            raise SecurityError("SEC-PICKLE", where, "its weights can run code", fix)
-        what = "no safetensors file in this folder"
-        raise CheckpointError("CKPT-MISSING", where, what, "correct the path")
-    tensors: dict[str, Tensor] = {}
-    for file in files:
-        check_weights_file(file)
-        try:
-            tensors |= load_file(file)
-        except (OSError, SafetensorError) as error:
-            what = f"cannot be read: {str(error).splitlines()[0][:200]}"
-            raise CheckpointError("CKPT-MODEL", where, what, "save it again") from error
-    return tensors
 
 
 def plain_names(tensors: Mapping[str, Tensor], *, lora_alpha: float) -> dict[str, Tensor]:
@@ -103,8 +80,7 @@ def head_layers(tensors: Mapping[str, Tensor], widths: Sequence[int], where: str
         expected = [shape for out, width in expected for shape in ((out, width), (out,))]
     if shapes != expected or {n for n in tensors if n.startswith(HEAD)} != set(names):
         what = f"its head has shapes {shapes or 'none'}, expected {expected}"
-        fix = "give the weights of this reward, and as `model` the backbone it was trained on"
-        raise CheckpointError("CKPT-SHAPE", where, what, fix)
+        raise CheckpointError("CKPT-SHAPE", where, what, FIX)
     return [tensors[name].float() for name in names]
 
 
@@ -145,8 +121,19 @@ def read_model(
     head = {name: tensor for name, tensor in tensors.items() if name.startswith(HEAD)}
     body = {name: tensor for name, tensor in tensors.items() if name not in head}
     _check_vocabulary(tokenizer, tokens, body, where)
+    sizes.text_config.vocab_size = len(body[EMBEDDING])
+    loaded = model_of_tensors(
+        Qwen2VLModel,
+        sizes,
+        body,
+        dtype=DTYPES[config.dtype],
+        where=where,
+        kind=KIND,
+        fix=FIX,
+        attention=config.attention,
+    )
     reader = QwenReader(
-        model=_body(sizes, body, config, where).to(device),
+        model=loaded.to(device),
         tokenizer=tokenizer,
         vision=vision,
         tokens=tokens,
@@ -160,36 +147,10 @@ def _check_vocabulary(
     tokenizer: Any, tokens: tuple[str, ...], body: Mapping[str, Tensor], where: str
 ) -> None:
     """The embedding has a row for each token that will be read."""
-    fix = "give the weights of this reward, and as `model` the backbone it was trained on"
     if EMBEDDING not in body:
         what = f"has no `{EMBEDDING}`, so it is no Qwen2-VL"
-        raise CheckpointError("CKPT-MODEL", where, what, fix)
+        raise CheckpointError("CKPT-MODEL", where, what, FIX)
     ids = tokenizer.convert_tokens_to_ids([*tokens, IMAGE, VIDEO])
     if None in ids or max(ids) >= len(body[EMBEDDING]):
         what = f"embeds {len(body[EMBEDDING])} tokens, but those of the reward have ids {ids}"
-        raise CheckpointError("CKPT-SHAPE", where, what, fix)
-
-
-def _body(sizes: Any, body: dict[str, Tensor], config: QwenHeadBase, where: str) -> Any:
-    """The `Qwen2VLModel` of these tensors, whole, frozen."""
-    sizes.text_config.vocab_size = len(body[EMBEDDING])
-    with readable(where, KIND), hidden_bars():
-        loaded: Any = Qwen2VLModel.from_pretrained(
-            None,
-            config=sizes,
-            state_dict=body,
-            dtype=DTYPES[config.dtype],
-            attn_implementation=config.attention,
-            ignore_mismatched_sizes=True,  # told below, with the name
-            output_loading_info=True,  # makes it a pair
-        )
-        model, report = loaded
-    fix = "give the weights of this reward, and as `model` the backbone it was trained on"
-    for name, seen, wanted in sorted(report["mismatched_keys"]):
-        what = f"`{name}` has shape {tuple(seen)}, the backbone wants {tuple(wanted)}"
-        raise CheckpointError("CKPT-SHAPE", where, what, fix)
-    for kind, word in (("missing_keys", "missing"), ("unexpected_keys", "unknown")):
-        if names := sorted(report[kind]):
-            what = f"{len(names)} weights are {word}, for example `{names[0]}`"
-            raise CheckpointError("CKPT-MODEL", where, what, fix)
-    return model.requires_grad_(False).eval()
+        raise CheckpointError("CKPT-SHAPE", where, what, FIX)

@@ -38,6 +38,7 @@ READ_PROMPTS = (
     "pickscore",
     "hpsv2",
     "hpsv3",
+    "image_reward",
     "video_reward",
     "judge",
     "ocr",

@@ -18,19 +18,17 @@ Cost       one ViT-L/14 pass a picture; the head is free.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from flowalign.config.rewards import AestheticReward
 from flowalign.errors import CheckpointError
 from flowalign.exemplars import unit_picture_features
-from flowalign.model_files import check_weights_file
+from flowalign.pretrained import read_tensors
 from flowalign.rewards.clip import load_towers
 from flowalign.similarity import PictureTower
 from flowalign.types import Modality, Sample
@@ -68,12 +66,11 @@ def apply_head(head: Layers, features: Tensor) -> Tensor:
 def read_head(path: Path, width: int) -> Layers:
     """The layers of a head for features of `width`, float32 on the CPU."""
     where = f"reward `aesthetic`, head `{path}`"
-    check_weights_file(path)
-    try:
-        tensors = load_file(path)
-    except (OSError, SafetensorError) as error:
-        what = f"cannot be read: {str(error).splitlines()[0][:200]}"
-        raise CheckpointError("CKPT-MODEL", where, what, "save it again") from error
+    return head_of(read_tensors(path, where), width, where)
+
+
+def head_of(tensors: Mapping[str, Tensor], width: int, where: str) -> Layers:
+    """The layers of a head for features of `width`, in float32, from its tensors."""
     numbers = sorted({int(found[1]) for name in tensors if (found := _NAME.fullmatch(name))})
     names = {f"layers.{number}.{kind}" for number in numbers for kind in ("weight", "bias")}
     if not numbers or names != set(tensors):
@@ -87,7 +84,7 @@ def read_head(path: Path, width: int) -> Layers:
     for weight, bias in head:
         if weight.ndim != 2 or weight.shape != (*bias.shape, width):
             what = f"a layer of shape {tuple(weight.shape)} cannot follow {width} features"
-            fix = "use the CLIP for which the head was trained, and all layers of the head"
+            fix = "use the model for which the head was trained, and all layers of the head"
             raise CheckpointError("CKPT-SHAPE", where, what, fix)
         width = len(weight)
     if width != 1:

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from flowalign.config.attention import TowerAttention
 from flowalign.config.reward_base import RewardBase
-from flowalign.config.rewards_heads import HPSv3Reward, VideoRewardReward
+from flowalign.config.rewards_heads import HPSv3Reward, ImageRewardReward, VideoRewardReward
 from flowalign.config.rewards_rules import GenEvalReward, NSFWReward, OCRReward, PictureReward
 
 
@@ -298,6 +298,7 @@ RewardConfig = Annotated[
     | PickScoreReward
     | HPSv2Reward
     | HPSv3Reward
+    | ImageRewardReward
     | VideoRewardReward
     | AestheticReward
     | GoalBaselineReward

@@ -63,3 +63,15 @@ class VideoRewardReward(QwenHeadBase):
     """Frames per second that are looked at; at least 4 frames, an even number."""
     max_pixels: Annotated[int, Field(ge=784)] = 448 * 448
     """Larger frames are reduced to this many pixels, those below its half enlarged to that."""
+
+
+class ImageRewardReward(RewardBase):
+    """ImageReward: human preference of pictures, by a head on BLIP."""
+
+    name: Literal["image_reward"]
+    weights: str
+    """A safetensors file of the published model's tensors under their own names."""
+    tokenizer: str = "google-bert/bert-base-uncased"
+    """BERT's tokenizer: a local folder or a Hub id."""
+    revision: str | None = None
+    """Commit of the Hub repository of `tokenizer`."""

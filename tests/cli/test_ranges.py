@@ -121,7 +121,7 @@ def overrides(key: Key, value: str) -> list[str]:
             sets.append(f"{section}.url=http://127.0.0.1:8000")
         if choice.value in ("judge", "hpsv2"):
             sets.append(f"{section}.model=m")
-        if choice.value in ("hpsv3", "video_reward"):
+        if choice.value in ("hpsv3", "image_reward", "video_reward"):
             sets.append(f"{section}.weights=w.safetensors")
         if choice.value == "aesthetic":
             sets.append(f"{section}.head=head.safetensors")

@@ -344,7 +344,7 @@ BAD: dict[str, tuple[Callable, type[FlowalignError], str]] = {
     "shape": (
         changed(FILE, lambda t: t.update({GATE: torch.zeros(8, 32)})),
         CheckpointError,
-        "gate_proj.weight` has shape (8, 32), the backbone wants (48, 32)",
+        "gate_proj.weight` has shape (8, 32), a Qwen2-VL of this size wants (48, 32)",
     ),
     "head": (changed(FILE, foreign_head), CheckpointError, "its head has shapes"),
     "no head": (
