@@ -6,26 +6,25 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ConfigDict, Field
 
 from flowalign.errors import ConfigError, DataError, SecurityError
+from flowalign.gallery.ancestry import read_families
 from flowalign.gallery.describe import describe
-from flowalign.gallery.records import Evaluation, Run, SampleKey, Score, TrainingRow
+from flowalign.gallery.files import (
+    MAX_NAME,
+    FileModel,
+    Label,
+    Number,
+    damaged,
+    lines,
+    parsed,
+    read_text,
+)
+from flowalign.gallery.records import Evaluation, Run, SampleKey, Score, Steering, TrainingRow
 from flowalign.safe_path import safe_join
-
-MAX_LINE_BYTES = 1_000_000
-MAX_NAME = 200
-
-Number = Annotated[float, Field(allow_inf_nan=False)]
-Label = Annotated[str, Field(min_length=1, max_length=MAX_NAME)]
-
-
-class FileModel(BaseModel):
-    """A piece of a file; keys of later versions are left alone."""
-
-    model_config = ConfigDict(extra="ignore", frozen=True, strict=True)
 
 
 class ScoreLine(FileModel):
@@ -40,15 +39,21 @@ class ScoreLine(FileModel):
     image: str | None = None
     scores: dict[Label, Number | None]
     negative_prompt: str | None = None
-    rationale: dict[str, str] = {}
+    rationale: dict[str, str] = Field(default_factory=dict)
 
 
 class Summary(FileModel):
     """The part of summary.json that scores.jsonl does not tell."""
 
     train_seconds: Number | None = None
-    trained: list[Label] = []
-    held_out: list[Label] = []
+    trained: tuple[Label, ...] = ()
+    held_out: tuple[Label, ...] = ()
+    method: Label | None = None
+    label: Label | None = None
+    budget: int | None = None
+    particles: int | None = None
+    populations: Annotated[int, Field(ge=1)] | None = None
+    costs: dict[Label, Annotated[Number, Field(ge=0)]] = Field(default_factory=dict)
 
 
 class MetricsLine(FileModel):
@@ -57,9 +62,6 @@ class MetricsLine(FileModel):
     model_config = ConfigDict(extra="allow", frozen=True, strict=True)
     step: int
     seconds: Number | str | None = None
-
-
-Model = TypeVar("Model", bound=FileModel)
 
 
 def read_runs(runs: Sequence[str | Path], names: Sequence[str] | None) -> list[Run]:
@@ -159,10 +161,10 @@ def _evaluations(folder: Path, notes: list[str]) -> Iterator[Evaluation]:
         if not (place / "summary.json").exists():  # written last
             notes.append(f"the evaluation at step {int(match[1])} is incomplete and left out")
             continue
-        yield _evaluation(place, int(match[1]))
+        yield _evaluation(place, int(match[1]), notes)
 
 
-def _evaluation(folder: Path, step: int) -> Evaluation:
+def _evaluation(folder: Path, step: int, notes: list[str]) -> Evaluation:
     summary_path = safe_join(folder, "summary.json", what=str(folder))
     summary = parsed(Summary, read_text(summary_path), str(summary_path))
     path = safe_join(folder, "scores.jsonl", what=str(folder))
@@ -171,24 +173,40 @@ def _evaluation(folder: Path, step: int) -> Evaluation:
     for where, line in lines(path):
         row = parsed(ScoreLine, line, where)
         if row.step != step:
-            raise _damaged(where, f"step {row.step} in the evaluation of step {step}")
+            raise damaged(where, f"step {row.step} in the evaluation of step {step}")
         ids = prompt_ids.setdefault(row.prompt, [])
         if row.prompt_id not in ids:
             ids.append(row.prompt_id)
         sample = _score(row, ids.index(row.prompt_id))
         key = sample.prompt_key, sample.line_key
         if key in samples:
-            raise _damaged(where, "the same prompt, seed and sample_id a second time")
+            raise damaged(where, "the same prompt, seed and sample_id a second time")
         samples[key] = sample
     if not samples:
-        raise _damaged(str(path), "holds no scores")
+        raise damaged(str(path), "holds no scores")
     return Evaluation(
         step=step,
         folder=folder,
         samples=samples,
         train_seconds=summary.train_seconds,
-        trained=tuple(summary.trained),
-        held_out=tuple(summary.held_out),
+        trained=summary.trained,
+        held_out=summary.held_out,
+        steering=_steering(summary),
+        families=read_families(folder, prompt_ids, notes),
+    )
+
+
+def _steering(summary: Summary) -> Steering | None:
+    """What steered, of a steering job's summary."""
+    if summary.method is None:
+        return None
+    return Steering(
+        label=summary.label or summary.method,
+        plain=summary.method == "none",
+        budget=summary.budget,
+        particles=summary.particles,
+        populations=summary.populations,
+        costs=summary.costs,
     )
 
 
@@ -224,44 +242,3 @@ def _training(folder: Path, known: set[str], notes: list[str]) -> Iterator[Train
             if isinstance(value := extra.get(f"reward/{name}"), (int, float))
         }
         yield TrainingRow(step=row.step, seconds=seconds, rewards=rewards)
-
-
-def lines(path: Path, notes: list[str] | None = None) -> Iterator[tuple[str, str]]:
-    """(file:line, text) of each line; with `notes` a last line without its end is left out."""
-    *complete, last = read_text(path).split("\n")
-    for number, line in enumerate([*complete, last], start=1):
-        if not line:
-            continue
-        if notes is not None and number > len(complete):
-            notes.append(f"the last line of {path.name} is cut off and left out")
-            return
-        if len(line) > MAX_LINE_BYTES:
-            raise _damaged(f"{path}:{number}", f"longer than {MAX_LINE_BYTES} characters")
-        yield f"{path}:{number}", line
-
-
-def read_text(path: Path) -> str:
-    """A UTF-8 file's text; DataError with the line where it is not."""
-    try:
-        raw = path.read_bytes()
-    except OSError as error:
-        raise _damaged(str(path), f"cannot be read ({error.strerror})") from None
-    try:
-        return raw.decode("utf-8")
-    except UnicodeDecodeError as error:
-        line = raw.count(b"\n", 0, error.start) + 1
-        raise _damaged(f"{path}:{line}", "is not UTF-8") from None
-
-
-def parsed(model: type[Model], text: str, where: str) -> Model:
-    """`text` as JSON of this form; DataError with the first key at fault."""
-    try:
-        return model.model_validate_json(text)
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        key = ".".join(str(part) for part in first["loc"])
-        raise _damaged(where, f"{key}: {first['msg']}" if key else first["msg"]) from None
-
-
-def _damaged(where: str, what: str) -> DataError:
-    return DataError("GAL-DAMAGED", where, what, "repair the file, or evaluate the run again")

@@ -19,8 +19,9 @@ class Column:
 
     index: int
     name: str  # "base", or the run's name
-    detail: str  # "step 40", or whose base it is
+    detail: str  # "step 40", "budget 80", or whose base it is
     run: int  # index of the (first) run
+    series: int  # what has a colour of its own: a run, or a method of a steering job
     evaluation: Evaluation
     base: int | None  # index of the column it is compared with; None for a base
 
@@ -52,7 +53,7 @@ def parse_steps(text: str) -> Steps:
 
 def choose_columns(runs: Sequence[Run], steps: Steps) -> list[Column]:
     """Bases first where the runs share one, else each before its run; then each run's steps."""
-    shared = _same_bases(runs)
+    shared, series = _same_bases(runs), series_of(runs)
     columns: list[Column] = []
     base_of: dict[int, int] = {}  # run -> column
     for place, run in enumerate(runs):
@@ -66,6 +67,7 @@ def choose_columns(runs: Sequence[Run], steps: Steps) -> list[Column]:
                     name="base",
                     detail=_base_detail(runs, owners),
                     run=place,
+                    series=series[place, ""],
                     evaluation=run.base,
                     base=None,
                 )
@@ -73,9 +75,10 @@ def choose_columns(runs: Sequence[Run], steps: Steps) -> list[Column]:
         columns += [
             Column(
                 index=len(columns) + offset,
-                name=run.name,
-                detail=f"step {evaluation.step}",
+                name=column_name(run, evaluation, alone=len(runs) == 1),
+                detail=column_detail(evaluation, alone=len(runs) == 1),
                 run=place,
+                series=series[place, label_of(evaluation)],
                 evaluation=evaluation,
                 base=base_of.get(place),
             )
@@ -87,9 +90,46 @@ def choose_columns(runs: Sequence[Run], steps: Steps) -> list[Column]:
     return columns
 
 
+def label_of(evaluation: Evaluation) -> str:
+    """What a steering job calls it; "" for a training run's."""
+    return "" if evaluation.steering is None else evaluation.steering.label
+
+
+def series_of(runs: Sequence[Run]) -> dict[tuple[int, str], int]:
+    """(run, method) -> number of the colour; a training run, and any run's base, has method ""."""
+    series: dict[tuple[int, str], int] = {}
+    count = 0
+    for place, run in enumerate(runs):
+        series[place, ""] = count
+        labels = dict.fromkeys(label_of(e) for e in run.evaluations if e is not run.base)
+        for offset, label in enumerate(labels):
+            series[place, label] = count + offset
+        count += max(1, len(labels))
+    return series
+
+
+def column_name(run: Run, evaluation: Evaluation, *, alone: bool) -> str:
+    """The run's name; the method's where one steering job is shown."""
+    return label_of(evaluation) or run.name if alone else run.name
+
+
+def column_detail(evaluation: Evaluation, *, alone: bool) -> str:
+    """The step; of a steering job the method (where it is not the name) and its budget."""
+    steering = evaluation.steering
+    if steering is None:
+        return f"step {evaluation.step}"
+    told = "plain" if steering.plain else ""
+    if steering.budget is not None:
+        told = f"budget {steering.budget}"
+    elif steering.particles is not None and steering.particles > 1:
+        told = f"k = {steering.particles}"
+    return told if alone else ", ".join(part for part in (steering.label, told) if part)
+
+
 def _base_detail(runs: Sequence[Run], owners: Sequence[int]) -> str:
     if len(owners) == sum(run.base is not None for run in runs):
-        return "before training"
+        steered = all(runs[k].steered for k in owners)
+        return "plain samples" if steered else "before training"
     return "of " + ", ".join(runs[k].name for k in owners)
 
 
@@ -105,6 +145,8 @@ def chosen_evaluations(run: Run, steps: Steps, *, alone: bool) -> list[Evaluatio
                 raise ConfigError("GAL-STEPS", "steps", what, f"it has: {have}")
         return [by_step[step] for step in sorted(steps)]
     if steps == "all":
+        return found
+    if steps == "auto" and run.steered:
         return found
     if steps == "ends" or not alone or len(found) <= 2:
         return list({e.step: e for e in (found[0], found[-1])}.values())

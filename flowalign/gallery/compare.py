@@ -24,7 +24,8 @@ class ScoreKind:
     index: int
     name: str
     role: str  # "trained", "held out", "trained in <runs>", or ""
-    trained: bool  # in at least one run
+    trained: bool  # in at least one run, or steered by
+    steered: bool  # nothing was trained: it steered
     low: float  # range of bars and colours: 0 to 1 for scores that fill it, else their extremes
     high: float
     lower_is_better: bool
@@ -147,6 +148,16 @@ def _value(cell: Score | None, name: str) -> float | None:
     return None if cell is None else cell.scores.get(name)
 
 
+def shown_range(values: Sequence[float]) -> tuple[float, float]:
+    """The range of bars and colours: 0 to 1 for values that fill it, else their extremes."""
+    low, high = (min(values), max(values)) if values else (0.0, 1.0)
+    if low >= 0 and high <= 1 and high - low >= FILLS_UNIT_RANGE:
+        low, high = 0.0, 1.0
+    elif low == high:
+        high = low + 1.0
+    return low, high
+
+
 def _kind(
     index: int,
     name: str,
@@ -155,14 +166,12 @@ def _kind(
     held_out: bool,
     runs: Sequence[Run],
 ) -> ScoreKind:
-    low, high = (min(values), max(values)) if values else (0.0, 1.0)
-    if low >= 0 and high <= 1 and high - low >= FILLS_UNIT_RANGE:
-        low, high = 0.0, 1.0
-    elif low == high:
-        high = low + 1.0
+    low, high = shown_range(values)
+    steered = all(run.steered for run in runs)
     if trained_by:
         everywhere = len(trained_by) == len(runs)
-        role = "trained" if everywhere else "trained in " + ", ".join(trained_by)
+        word = "steered by" if steered else "trained"
+        role = word if everywhere else f"{word} in " + ", ".join(trained_by)
     else:
         role = "held out" if held_out else ""
     return ScoreKind(
@@ -170,6 +179,7 @@ def _kind(
         name=name,
         role=role,
         trained=bool(trained_by),
+        steered=steered,
         low=low,
         high=high,
         lower_is_better=any(name in run.lower_is_better for run in runs),

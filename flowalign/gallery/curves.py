@@ -17,13 +17,12 @@ from flowalign.gallery.compare import Result, ScoreKind, tables
 from flowalign.gallery.records import Evaluation, Run, TrainingRow
 from flowalign.gallery.wording import duration, number, signed
 
-Axis = Literal["step", "time"]
+Axis = Literal["step", "time", "evaluations"]
 AXES: tuple[Axis, ...] = ("step", "time")
 
 WIDTH, HEIGHT = 360.0, 210.0  # of the panel, SVG units (CSS pixels on a phone)
 LEFT, RIGHT, TOP, BOTTOM = 40.0, 14.0, 10.0, 24.0
 MAX_POINTS = 60  # of a training line; more are averaged in bins
-SHAPES = 4  # markers: circle, square, diamond, triangle
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,10 +43,9 @@ class Dot:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Series:
-    """One run in one panel."""
+    """One run, or one method, in one panel."""
 
-    run: int
-    shape: int
+    series: int | None  # number of its colour and marker; None for a base
     path: str  # through the dots
     dots: tuple[Dot, ...]
     training_path: str
@@ -73,8 +71,11 @@ class Point:
     title: str
 
 
-def panels(runs: Sequence[Run], kinds: Sequence[ScoreKind]) -> list[Panel]:
-    """A panel for each axis and score that has at least two points of some run."""
+def panels(runs: Sequence[Run], kinds: Sequence[ScoreKind], series: Sequence[int]) -> list[Panel]:
+    """A panel for each axis and score that has at least two points of some training run.
+
+    `series` are the numbers of the runs' colours.
+    """
     evaluated = [_results(run, kinds) for run in runs]
     found = []
     for axis, kind in itertools.product(AXES, kinds):
@@ -86,11 +87,16 @@ def panels(runs: Sequence[Run], kinds: Sequence[ScoreKind]) -> list[Panel]:
             for run, results in zip(runs, evaluated, strict=True)
         ]
         if any(len(dots) > 1 for dots, _ in curves):
-            found.append(_panel(kind, axis, curves))
+            found.append(panel(kind, axis, list(zip(series, curves, strict=True))))
     return found
 
 
-def _panel(kind: ScoreKind, axis: Axis, curves: Sequence[tuple[list[Point], list[Point]]]) -> Panel:
+Curve = tuple[list[Point], list[Point]]  # evaluations, and training samples
+
+
+def panel(kind: ScoreKind, axis: Axis, shown: Sequence[tuple[int | None, Curve]]) -> Panel:
+    """The geometry of one panel; each curve with the number of its colour."""
+    curves = [curve for _, curve in shown]
     points = [point for pair in curves for part in pair for point in part]
     extent = [y for p in points for y in (p.y - (p.half or 0), p.y + (p.half or 0))]
     low, high = with_margin(min(extent), max(extent))
@@ -100,7 +106,7 @@ def _panel(kind: ScoreKind, axis: Axis, curves: Sequence[tuple[list[Point], list
     x_max = max(p.x for p in points) or 1.0
     unit, _ = time_unit(x_max) if axis == "time" else (1.0, "")
     x_step = nice_step(x_max / unit / 5) * unit
-    if axis == "step":
+    if axis != "time":
         x_step = max(1.0, x_step)
 
     def x_at(value: float) -> float:
@@ -120,14 +126,13 @@ def _panel(kind: ScoreKind, axis: Axis, curves: Sequence[tuple[list[Point], list
         y_ticks=tuple(Tick(at=y_at(v), text=_y_text(v, y_step)) for v in y_values),
         series=tuple(
             Series(
-                run=place,
-                shape=place % SHAPES,
+                series=series,
                 path=_path(dots, x_at, y_at),
                 dots=tuple(_dot(p, x_at, y_at) for p in dots),
                 training_path=_path(training, x_at, y_at),
                 training=tuple(_dot(p, x_at, y_at) for p in training),
             )
-            for place, (dots, training) in enumerate(curves)
+            for series, (dots, training) in shown
         ),
     )
 
@@ -138,7 +143,9 @@ def _results(run: Run, kinds: Sequence[ScoreKind]) -> list[tuple[Evaluation, lis
     for evaluation in run.evaluations:
         both = [run.base, evaluation] if run.base not in (None, evaluation) else [evaluation]
         columns = [
-            Column(index=k, name="", detail="", run=0, evaluation=e, base=0 if k else None)
+            Column(
+                index=k, name="", detail="", run=0, series=0, evaluation=e, base=0 if k else None
+            )
             for k, e in enumerate(e for e in both if e is not None)
         ]
         found = tables(kinds, columns, align(columns))
@@ -228,7 +235,7 @@ def time_unit(seconds: float) -> tuple[float, str]:
 
 
 def _x_text(value: float, x_max: float, axis: Axis) -> str:
-    if axis == "step":
+    if axis != "time":
         return f"{value:.0f}"
     unit, letters = time_unit(x_max)
     return f"{value / unit:g} {letters}" if value else "0"

@@ -20,7 +20,14 @@ import flowalign
 from flowalign.errors import DataError, warn
 from flowalign.gallery import curves
 from flowalign.gallery.collect import read_runs
-from flowalign.gallery.columns import Column, PromptRow, align, choose_columns, notes_on
+from flowalign.gallery.columns import (
+    Column,
+    PromptRow,
+    align,
+    choose_columns,
+    notes_on,
+    series_of,
+)
 from flowalign.gallery.compare import (
     ScoreKind,
     Table,
@@ -31,7 +38,8 @@ from flowalign.gallery.compare import (
 from flowalign.gallery.media import MAX_INLINE_BYTES, MediaShelf
 from flowalign.gallery.output import GENERATOR, check_output, write_gallery
 from flowalign.gallery.records import Run, Steps
-from flowalign.gallery.view import RowView, headlines, row_view, table_view
+from flowalign.gallery.spending import spending
+from flowalign.gallery.view import RowView, headlines, reward_ranges, row_view, table_view
 from flowalign.gallery.wording import listed, number, signed
 
 MAX_PAGE_BYTES = 5_000_000
@@ -91,7 +99,8 @@ def build_gallery(
     kinds = score_kinds(found, columns)
     shelf = MediaShelf(inline_bytes=min(MAX_INLINE_BYTES, 2_500_000 // len(columns)))
     categories = sorted({row.category for row in rows})
-    views = [row_view(row, columns, kinds, categories, shelf) for row in rows]
+    ranges = reward_ranges(columns)
+    views = [row_view(row, columns, kinds, categories, shelf, ranges) for row in rows]
     if shelf.missing:
         _tell_missing(shelf, strict)
     content = Content(
@@ -102,7 +111,7 @@ def build_gallery(
         tables=tables(kinds, columns, rows),
         rows=[view for view in views if view is not None],
         aligned=rows,
-        notes=_notes(found, columns, rows, shelf),
+        notes=_notes(found, columns, rows, shelf, views),
         categories=categories,
     )
     write_gallery(target, render(content), shelf.assets)
@@ -185,13 +194,20 @@ def _shell(environment: jinja2.Environment, content: Content) -> Shell:
 
 
 def _overview(content: Content) -> dict[str, Any]:
-    panels = curves.panels(content.runs, content.kinds)
+    series = series_of(content.runs)
+    trained = [(series[k, ""], run) for k, run in enumerate(content.runs) if not run.steered]
+    panels = curves.panels(
+        [run for _, run in trained], content.kinds, [number for number, _ in trained]
+    )
     return {
         "headlines": headlines(content.tables, content.columns),
         "subtitle": _subtitle(content),
         "notes": content.notes,
         "run_names": [run.name for run in content.runs],
+        "run_series": [None if r.steered else series[k, ""] for k, r in enumerate(content.runs)],
+        "legend": [(number, run.name) for number, run in trained],
         "panels": panels,
+        "spending": spending(content.runs, content.columns, content.tables),
         "has_time": any(panel.axis == "time" for panel in panels),
         "has_training": any(row.rewards for run in content.runs for row in run.training),
         "tables": [table_view(table, content.columns) for table in content.tables],
@@ -201,8 +217,8 @@ def _overview(content: Content) -> dict[str, Any]:
 
 
 def _main_column(tuned: Sequence[Column]) -> int | None:
-    """The last column of the first run: what gains are sorted by at first."""
-    return max((c.index for c in tuned if c.run == tuned[0].run), default=None)
+    """The last column of the first run or method: what gains are sorted by at first."""
+    return max((c.index for c in tuned if c.series == tuned[0].series), default=None)
 
 
 def _subtitle(content: Content) -> str:
@@ -256,13 +272,20 @@ def _resource(name: str) -> str:
 
 
 def _notes(
-    runs: Sequence[Run], columns: Sequence[Column], rows: Sequence[PromptRow], shelf: MediaShelf
+    runs: Sequence[Run],
+    columns: Sequence[Column],
+    rows: Sequence[PromptRow],
+    shelf: MediaShelf,
+    views: Sequence[RowView | None],
 ) -> list[str]:
     notes = [f"{run.name}: {note}" for run in runs for note in run.notes]
     notes += notes_on(columns, rows)
     for run in runs:
         if run.base is None:
             notes.append(f"{run.name}: no evaluation at step 0, so no base")
+    undrawn = sum(view.not_drawn for view in views if view is not None)
+    if undrawn:
+        notes.append(f"{undrawn} family trees are too large and not drawn")
     if shelf.missing:
         count = len(shelf.missing)
         notes.append(f"{count} {'picture is' if count == 1 else 'pictures are'} missing")

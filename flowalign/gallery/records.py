@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -41,6 +41,46 @@ SampleKey = tuple[PromptKey, LineKey]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Particle:
+    """One particle at one time of its population's history."""
+
+    place: int  # its line in a drawing
+    parent: tuple[int, int] | None  # (generation, number in it) that it came from
+    reward: float | None  # None where it was not judged, or its reward is not valid
+    weight: float | None = None  # share of the population before it was resampled
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Generation:
+    """The particles of one population when they were looked at together."""
+
+    title: str  # "start", "step 3", "end"
+    note: str  # what was done with them: "resampled", or ""
+    particles: tuple[Particle, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Family:
+    """The history of one population, from its start to its end."""
+
+    repeat: int  # which of the prompt's repetitions
+    generations: tuple[Generation, ...]  # at least two
+    returned: frozenset[int]  # numbers of the particles of the last one that the user gets
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Steering:
+    """What drew an evaluation's samples in a steering job, and what it took."""
+
+    label: str
+    plain: bool  # not steered: the baseline
+    budget: int | None  # network evaluations allowed to a population
+    particles: int | None
+    populations: int | None  # prompts times repetitions
+    costs: Mapping[str, float]  # sums over all populations
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Evaluation:
     """One evaluation of a run, complete."""
 
@@ -50,6 +90,8 @@ class Evaluation:
     train_seconds: float | None  # training time before it
     trained: tuple[str, ...]
     held_out: tuple[str, ...]
+    steering: Steering | None = None  # of a steering job
+    families: Mapping[PromptKey, tuple[Family, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -74,6 +116,11 @@ class Run:
     lower_is_better: frozenset[str]  # scores with a negative weight
     facts: tuple[tuple[str, str], ...]  # status, version and the like, for the page's end
     notes: tuple[str, ...]  # what a reader of the page must know
+
+    @property
+    def steered(self) -> bool:
+        """Whether a steering job made it."""
+        return any(evaluation.steering is not None for evaluation in self.evaluations)
 
     @property
     def base(self) -> Evaluation | None:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from flowalign.gallery.columns import Column, PromptRow
 from flowalign.gallery.compare import Result, ScoreKind, Table, gain
+from flowalign.gallery.family import Tree, is_history, reward_range, tree
 from flowalign.gallery.media import MediaShelf, Medium, Missing
 from flowalign.gallery.records import Score
 from flowalign.gallery.wording import number, short, signed
 from flowalign.statistics import Interval
 
 FOREST_WIDTH = 140  # pixels of the interval drawings
+MAX_PARTICLES_OF_ROW = 6000  # drawn for one prompt, in all its family trees: about 1.5 MB
 PIXELATED_UP_TO = 128  # longest side in pixels; larger pictures are scaled smoothly
 
 
@@ -55,6 +57,15 @@ class Badge:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class TreeView:
+    """A column's family tree of a prompt."""
+
+    column: Column
+    repeat: str  # "sample 2" where a prompt has several populations
+    tree: Tree
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class RowView:
     number: int
     prompt: str
@@ -64,6 +75,8 @@ class RowView:
     gains: str  # tuned columns x scores, for the page's sorting; empty where there is none
     badges: tuple[Badge, ...]
     lines: tuple[LineView, ...]
+    trees: tuple[TreeView, ...]
+    not_drawn: int  # family trees that are too large
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -106,11 +119,12 @@ class TableView:
 class Headline:
     """A run's main result in words."""
 
-    run: int
+    series: int
     name: str
+    detail: str  # a steered column's budget
     verb: str
     score: str
-    trained: bool
+    trained: str  # "trained", "steered", or "" when it is neither
     before: float
     after: float
     n: int
@@ -125,8 +139,9 @@ def row_view(
     kinds: Sequence[ScoreKind],
     categories: Sequence[str],
     shelf: MediaShelf,
+    ranges: Mapping[int, tuple[float, float]],
 ) -> RowView | None:
-    """The row's view; None when no column has a medium for it."""
+    """The row's view; None when no column has a medium for it. `ranges` as `reward_ranges`."""
     lines = tuple(
         LineView(
             label=f"seed {seed}" + (f", sample {sample}" if len(row.lines) > 1 else ""),
@@ -142,6 +157,7 @@ def row_view(
         return None
     tuned = [column for column in columns if column.base is not None]
     gains = [[gain(row, column, kind.name) for kind in kinds] for column in tuned]
+    trees, not_drawn = _trees(row, columns, ranges)
     return RowView(
         number=row.number,
         prompt=row.key[0],
@@ -151,14 +167,46 @@ def row_view(
         gains=",".join("" if g is None else f"{g:.6g}" for by_kind in gains for g in by_kind),
         badges=tuple(_badges(tuned, gains, kinds)),
         lines=lines,
+        trees=tuple(trees),
+        not_drawn=not_drawn,
     )
+
+
+def reward_ranges(columns: Sequence[Column]) -> dict[int, tuple[float, float]]:
+    """The range of the family trees of each column."""
+    return {
+        column.index: reward_range([f for own in families.values() for f in own])
+        for column in columns
+        if (families := column.evaluation.families)
+    }
+
+
+def _trees(
+    row: PromptRow, columns: Sequence[Column], ranges: Mapping[int, tuple[float, float]]
+) -> tuple[list[TreeView], int]:
+    """The family trees of a prompt, and how many are too large to be drawn."""
+    trees, room, not_drawn = [], MAX_PARTICLES_OF_ROW, 0
+    for column in columns:
+        families = column.evaluation.families.get(row.key, ())
+        for family in families:
+            size = sum(len(generation.particles) for generation in family.generations)
+            if not is_history(family):
+                continue
+            if size > room:
+                not_drawn += 1
+                continue
+            room -= size
+            repeat = f"sample {family.repeat + 1}" if len(families) > 1 else ""
+            drawing = tree(family, *ranges[column.index])
+            trees.append(TreeView(column=column, repeat=repeat, tree=drawing))
+    return trees, not_drawn
 
 
 def _badges(
     tuned: Sequence[Column], gains: Sequence[Sequence[float | None]], kinds: Sequence[ScoreKind]
 ) -> list[Badge]:
-    """The main score's gain at the last column of each run."""
-    last = {column.run: place for place, column in enumerate(tuned)}
+    """The main score's gain at the last column of each run, or of each steering method."""
+    last = {column.series: place for place, column in enumerate(tuned)}
     return [
         Badge(
             name=tuned[place].name,
@@ -286,10 +334,10 @@ def _forest(found: Interval, span: tuple[float, float]) -> Forest:
 
 
 def headlines(tables: Sequence[Table], columns: Sequence[Column]) -> list[Headline]:
-    """One for each run that is compared with a base: its last column, by the first score."""
-    last = {column.run: column for column in columns if column.base is not None}
+    """One for each run or method that has a base: its last column, by the first score."""
+    last = {column.series: column for column in columns if column.base is not None}
     found = []
-    for run, column in last.items():
+    for series, column in last.items():
         main = tables[0].results[column.index] if tables else None
         if main is None or main.difference is None or main.base_mean is None:
             continue
@@ -297,11 +345,12 @@ def headlines(tables: Sequence[Table], columns: Sequence[Column]) -> list[Headli
         others = [table for table in tables[1:] if not table.kind.trained]
         found.append(
             Headline(
-                run=run,
+                series=series,
                 name=column.name,
+                detail="" if column.evaluation.steering is None else column.detail,
                 verb=_verb(change),
                 score=kind.name,
-                trained=kind.trained,
+                trained="" if not kind.trained else "steered" if kind.steered else "trained",
                 before=main.base_mean,
                 after=main.base_mean + change.mean,
                 n=change.n,

@@ -11,6 +11,7 @@ import pytest
 
 from flowalign.gallery import build_gallery
 from tests.gallery.browser import CHROMIUM, Browser, chromium
+from tests.gallery.histories import HISTORIES, write_job
 from tests.gallery.payloads import PAYLOADS
 from tests.gallery.synthetic import write_run
 from tests.gallery.test_escaping import poisoned
@@ -226,3 +227,53 @@ def tone() -> bytes:
         file.setframerate(8000)
         file.writeframes((samples * 30000).astype("<i2").tobytes())
     return buffer.getvalue()
+
+
+@pytest.fixture(scope="module")
+def steered(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The page of a steering job with a history of every kind."""
+    folder = tmp_path_factory.mktemp("steered")
+    histories = [HISTORIES[name] for name in HISTORIES]
+    job = write_job(folder / "job", histories, labels=list(HISTORIES), num_prompts=4)
+    return build_gallery([job], folder / "gallery")
+
+
+@pytest.mark.parametrize(("width", "height"), [(1280, 900), (390, 844)])
+def test_family_trees_open_and_fit(
+    width: int, height: int, browser: Browser, steered: Path, tmp_path: Path
+) -> None:
+    """Nothing of a tree is laid out before it is opened; then its words and circles are there."""
+    browser.open(steered, width=width, height=height)
+    shown = "[...document.querySelectorAll('.row .tree')].filter(e => e.checkVisibility()).length"
+    assert browser.run(shown) == 0
+    browser.click(".trees summary")
+    assert browser.run(shown) == 5
+    assert browser.run("document.documentElement.scrollWidth") <= width
+    for part in (".limbs circle", ".limbs .won", ".limbs .when"):
+        box = f"document.querySelector({part!r}).getBoundingClientRect().width"
+        assert browser.run(box) > 5
+    inside = (
+        "[...document.querySelectorAll('.row .trees[open] .limbs svg')].every(svg => {"
+        "const b = svg.getBBox(); return b.x >= 0 && b.y >= 0"
+        " && b.x + b.width <= svg.width.baseVal.value"
+        " && b.y + b.height <= svg.height.baseVal.value; })"
+    )
+    assert browser.run(inside)
+    colours = (
+        "new Set([...document.querySelectorAll('.row .trees[open] .limbs circle')]"
+        ".map(e => getComputedStyle(e).fill)).size"
+    )
+    assert browser.run(colours) > 4
+    browser.screenshot(tmp_path / "shot.png")
+    assert imageio.imread(tmp_path / "shot.png").std() > 5
+
+
+def test_family_trees_need_no_script(browser: Browser, steered: Path) -> None:
+    browser.call("Emulation.setScriptExecutionDisabled", value=True)
+    try:
+        browser.open(steered)
+        browser.click(".trees summary")
+    finally:
+        browser.call("Emulation.setScriptExecutionDisabled", value=False)
+    assert browser.run("document.querySelector('.trees').open")
+    assert browser.run("document.querySelector('.tree svg').checkVisibility()")

@@ -52,10 +52,19 @@ def evaluation(step: int, values: Values) -> Evaluation:
 def compared(before: Values, after: Values) -> tuple[list[Column], list[ScoreKind]]:
     base, tuned = evaluation(0, before), evaluation(9, after)
     columns = [
-        Column(index=0, name="base", detail="", run=0, evaluation=base, base=None),
-        Column(index=1, name="run", detail="", run=0, evaluation=tuned, base=0),
+        Column(index=0, name="base", detail="", run=0, series=0, evaluation=base, base=None),
+        Column(index=1, name="run", detail="", run=0, series=0, evaluation=tuned, base=0),
     ]
-    kind = ScoreKind(index=0, name="s", role="", trained=True, low=0, high=1, lower_is_better=False)
+    kind = ScoreKind(
+        index=0,
+        name="s",
+        role="",
+        trained=True,
+        steered=False,
+        low=0,
+        high=1,
+        lower_is_better=False,
+    )
     return columns, [kind]
 
 
@@ -136,7 +145,16 @@ def test_scores_are_ordered_trained_first(stored_runs: Path) -> None:
 
 
 def test_colours_turn_for_costs() -> None:
-    size = ScoreKind(index=0, name="kB", role="", trained=True, low=2, high=6, lower_is_better=True)
+    size = ScoreKind(
+        index=0,
+        name="kB",
+        role="",
+        trained=True,
+        steered=False,
+        low=2,
+        high=6,
+        lower_is_better=True,
+    )
     assert (size.place(3), size.goodness(3)) == (0.25, 0.75)
     assert (size.place(9), size.goodness(9)) == (1, 0)
 
@@ -145,7 +163,7 @@ def test_curves_hold_every_evaluation_and_stay_inside(tmp_path: Path) -> None:
     steps = tuple(range(0, 301, 50))
     runs = read_runs([write_run(tmp_path / "r", steps=steps, num_prompts=4)], None)
     kinds = score_kinds(runs, choose_columns(runs, "auto"))
-    found = panels(runs, kinds)
+    found = panels(runs, kinds, [0])
     assert [(p.kind.name, p.axis) for p in found] == [
         (name, axis) for axis in ("step", "time") for name in ("shapes", "strict", "clip")
     ]

@@ -16,6 +16,7 @@ from PIL import Image
 
 from flowalign import gallery
 from flowalign import steer as public_steer
+from flowalign.catalog import METHODS
 from flowalign.cli.main import main
 from flowalign.scoring import Entry, RewardSuite
 from flowalign.steering import session as parts
@@ -135,7 +136,24 @@ def test_a_gallery_shows_both(capsys: pytest.CaptureFixture[str]) -> None:
     text = Path(page).read_text()
     assert "base" in text
     assert "prompt 2" in text
+    assert text.count('aria-label="Family tree: ') == 3
     assert gallery(["run"], "again").exists()
+
+
+@pytest.mark.parametrize("method", [entry.name for entry in METHODS if entry.name != "none"])
+def test_a_gallery_draws_what_each_method_noted(
+    method: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The file that the method wrote, read by the gallery: the number of circles is that of rewards
+    and starts."""
+    works(capsys, ["steer", "job.yaml", "--set", f"method={method}"])
+    text = gallery(["run"], "page").read_text()
+    assert text.count('aria-label="Family tree: ') == 3
+    assert "no picture here" not in text
+    told = read("run/eval/step-000001/ancestry.json")["populations"]
+    judged = sum(len(g["reward"]) + sum(len(k["reward"]) for k in g["looks"]) for g in told)
+    trees = "".join(part.split("</svg>")[0] for part in text.split('<div class="limbs">')[1:])
+    assert trees.count("<circle") - trees.count(", start: ") == judged
 
 
 @pytest.mark.parametrize(
