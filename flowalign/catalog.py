@@ -224,6 +224,16 @@ METHODS = (
         doc="of several next states one by its value, at every step (SVDD, the sampling form)",
         target="flowalign.steering.svdd:svdd",
     ),
+    Entry(
+        name="noise_search",
+        doc="better initial noises: random, zero-order, or over paths; ranks of several rewards",
+        target="flowalign.steering.noise_cases:searched",
+    ),
+    Entry(
+        name="noise_optimization",
+        doc="gradient ascent on the initial noise of a few-step model (ReNO)",
+        target="flowalign.steering.noise_cases:climbed",
+    ),
 )
 
 SAMPLERS = (

@@ -18,6 +18,8 @@ from flowalign.config.checks import (
     unit_interval_rule,
 )
 from flowalign.config.compare_checks import compare_rule, every_method
+from flowalign.config.noise_checks import NOISE_RULES
+from flowalign.config.noise_methods import NoiseOptimizationConfig, NoiseSearchConfig
 from flowalign.config.problems import Problem
 from flowalign.config.rules_checks import rules_rule
 from flowalign.config.server_checks import served_rule
@@ -78,7 +80,7 @@ def _tempering(config: SteerConfig) -> Iterator[Problem]:
 
 def _budget(config: SteerConfig) -> Iterator[Problem]:
     method, budget = config.method, config.budget
-    if budget is None:
+    if budget is None or isinstance(method, NoiseSearchConfig | NoiseOptimizationConfig):
         return
     if isinstance(method, NoneConfig):
         what = "method none takes one sample, whatever the budget"
@@ -100,7 +102,7 @@ RULES: tuple[Callable[[SteerConfig], Iterator[Problem]], ...] = (
     _prompts,
     schedule_rule,
     unit_interval_rule,
-    every_method(_noise, _looks, _tempering, _budget),
+    every_method(_noise, _looks, _tempering, _budget, *NOISE_RULES),
     compare_rule,
     rewards_rule,
     hierarchy_rule,

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from flowalign.config.noise_methods import NoiseOptimizationConfig, NoiseSearchConfig
 from flowalign.config.rewards import RewardConfig
 from flowalign.config.sampling import SamplerConfig, Section
 from flowalign.config.schema import ModelConfig
@@ -105,7 +106,13 @@ class SVDDConfig(Section):
 
 
 MethodConfig = Annotated[
-    NoneConfig | BestOfNConfig | FKConfig | SVDDConfig, Field(discriminator="name")
+    NoneConfig
+    | BestOfNConfig
+    | FKConfig
+    | SVDDConfig
+    | NoiseSearchConfig
+    | NoiseOptimizationConfig,
+    Field(discriminator="name"),
 ]
 
 

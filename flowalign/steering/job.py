@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
     from flowalign.steering.outcome import SteerResult
 
+PARTICLES = {"fk": "particles", "noise_search": "neighbours"}  # their key by method
+
 
 def steer(
     pipe: DiffusionPipeline,
@@ -37,7 +39,7 @@ def steer(
     """
     settings: dict[str, Any] = {"name": method} if isinstance(method, str) else dict(method)
     if particles is not None:
-        settings["particles" if settings.get("name") == "fk" else "candidates"] = particles
+        settings[PARTICLES.get(settings.get("name", ""), "candidates")] = particles
     mapping: dict[str, Any] = {"baseline": output is not None, **sections}
     mapping |= {"output": output or "runs/steer", "method": settings, "prompts": prompts}
     mapping["rewards"] = [rewards] if isinstance(rewards, str) else list(rewards)

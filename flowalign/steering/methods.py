@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+from flowalign.config.noise_methods import NoiseOptimizationConfig, NoiseSearchConfig
 from flowalign.config.steering import (
     BestOfNConfig,
     FKConfig,
@@ -24,7 +25,7 @@ from flowalign.prompts import Prompt
 from flowalign.protocols import Generator
 from flowalign.rollout import Plan, PromptCache, Request
 from flowalign.scoring import RewardSuite
-from flowalign.steering import best_of_n, svdd
+from flowalign.steering import best_of_n, noise_cases, svdd
 from flowalign.steering.chain import PipelineChain
 from flowalign.steering.costs import Costs
 from flowalign.steering.feynman_kac import Steering, feynman_kac
@@ -52,6 +53,7 @@ class Parts:
     batch_size: int
     costs: Costs
     proposal: Proposal | None = None
+    search_plan: Plan | None = None  # where noises are searched with fewer steps
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -81,7 +83,7 @@ def populations(
         for place, prompt in enumerate(prompts)
         for repeat in range(samples_per_prompt)
     ]
-    size = max(1, parts.batch_size // particles)
+    size = max(1, parts.batch_size // noise_cases.at_once(method, particles))
     for start in range(0, len(owners), size):
         done = run_chunk(parts, method, owners[start : start + size], particles)
         if on_chunk is not None:
@@ -121,6 +123,12 @@ def run_chunk(
                 candidates=particles,
             )
             return of_descent(ended, prompts)
+        case NoiseSearchConfig():
+            chain, judge = walkers(parts, owners, 1, "decode")
+            return noise_cases.searched(chain, judge, method, prompts, plan=parts.search_plan)
+        case NoiseOptimizationConfig():
+            chain, judge = walkers(parts, owners, 1, "decode")
+            return noise_cases.climbed(chain, judge, method, prompts)
 
 
 def walkers(
@@ -207,6 +215,8 @@ def evaluations(method: MethodConfig, plan: Plan, particles: int) -> int:
             return best_of_n.evaluations(particles, len(plan.noise), steps)
         case SVDDConfig():
             return svdd.evaluations(particles, noisy_steps(plan))
+        case NoiseSearchConfig() | NoiseOptimizationConfig():
+            return noise_cases.settled_price(method, len(plan.noise))
         case _:
             return particles * len(plan.noise)
 
@@ -217,7 +227,7 @@ def particles_of(method: MethodConfig, plan: Plan, budget: int | None) -> int:
     Raises:
         ConfigError: the budget does not pay one.
     """
-    given = given_particles(method)
+    given = given_particles(noise_cases.settled(method, len(plan.noise), budget))
     if given is not None:
         return given
     if budget is None:
@@ -240,3 +250,5 @@ def given_particles(method: MethodConfig) -> int | None:
             return method.particles
         case BestOfNConfig() | SVDDConfig():
             return method.candidates
+        case NoiseSearchConfig() | NoiseOptimizationConfig():
+            return noise_cases.size_of(method)

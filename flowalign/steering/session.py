@@ -10,6 +10,8 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor
 
+from flowalign.config.compare_checks import entries
+from flowalign.config.noise_methods import NoiseOptimizationConfig
 from flowalign.config.schema import PromptsConfig
 from flowalign.config.steering import MethodConfig, SteerConfig
 from flowalign.errors import ConfigError, ProcessError
@@ -25,7 +27,9 @@ from flowalign.rollout import Plan, PromptCache, device_of, training_plan
 from flowalign.scoring import RewardSuite, build_suite
 from flowalign.steering.costs import Costs
 from flowalign.steering.methods import Parts, particles_of, populations
+from flowalign.steering.noise_cases import search_plan, settled
 from flowalign.steering.outcome import Population, Steered
+from flowalign.steering.reward_gradients import check_differentiable
 from flowalign.types import Sample
 
 
@@ -49,6 +53,9 @@ def assemble_steering(
     check_alone(processes)
     prompts = prompts_of(config)
     suite, held_out = rewards_of(config, allow_code=allow_code, device=processes.device)
+    for entry in entries(config):
+        if isinstance(entry.method, NoiseOptimizationConfig):
+            check_differentiable(suite, entry.method.name)
     if pipe is None:
         pipe = load_pipeline(config.model, processes.device)
     if config.lora is not None:
@@ -125,6 +132,7 @@ def run_method(
 ) -> Steered:
     """All prompts by one method, with the held-out scores of what is returned."""
     config, costs, plan = session.config, Costs(), plan_of(session)
+    method = settled(method, len(plan.noise), budget)
     parts = Parts(
         generator=session.generator,
         plan=plan,
@@ -133,6 +141,7 @@ def run_method(
         seed=config.seed,
         batch_size=config.batch_size,
         costs=costs,
+        search_plan=search_plan(session.generator, method, config.sampler, seed=config.seed),
     )
     particles = particles_of(method, plan, budget)
     with adapter_view(session), costs.measured(device_of(session.generator)):

@@ -11,6 +11,7 @@ import pytest
 from flowalign.catalog import METHODS
 from flowalign.config.jobs import STEER, command_of
 from flowalign.config.load import dump_config, load_any, load_config, load_for, shipped_configs
+from flowalign.config.noise_methods import NoiseOptimizationConfig, NoiseSearchConfig
 from flowalign.config.steering import (
     BestOfNConfig,
     FKConfig,
@@ -28,15 +29,38 @@ prompts: shapes:heldout
 rewards: [shapes]
 method: {method}
 """
-OWN = (SteerConfig, SteerPromptsConfig, NoneConfig, BestOfNConfig, FKConfig, SVDDConfig)
+OWN = (
+    SteerConfig,
+    SteerPromptsConfig,
+    NoneConfig,
+    BestOfNConfig,
+    FKConfig,
+    SVDDConfig,
+    NoiseSearchConfig,
+    NoiseOptimizationConfig,
+)
+SEARCH, ASCENT = "method={name: noise_search}", "method={name: noise_optimization}"
+CALM = ("sampler=ode", "rewards=clip")
 VALUES = ("-1", "0", "1e400", ".nan", ".inf", "abc", "true", "null", "[]")
 ACCEPTED = {
-    "0": {"seed", "method.halvings", "method.start", "method.stop", "method.strength"},
+    "0": {
+        "seed",
+        "method.halvings",
+        "method.start",
+        "method.stop",
+        "method.strength",
+        "method.similarity",
+        "method.momentum",
+        "method.regularisation",
+    },
     "null": {
         "prompts.num_prompts",
         "method.candidates",
         "method.particles",
         "method.tempering",
+        "method.rounds",
+        "method.search_steps",
+        "method.iterations",
         "budget",
     },
 }
@@ -70,6 +94,7 @@ def test_numeric_keys(value: str, tmp_path: Path) -> None:
     surprises = []
     for key in numeric():
         sets = [f"method={{name: {key.variant[1]}}}"] if key.variant else []
+        sets += CALM if key.owner is NoiseOptimizationConfig else ()
         if (value, key.dotted) in WITH_DEFAULTS:
             sets += ["method.start=0", "method.stop=0"]
             sets.remove(f"{key.dotted}=0")
@@ -110,6 +135,22 @@ CONFLICTS: list[tuple[list[str], str]] = [
     (["method.candidates=4"], "belongs to `name: best_of_n`"),
     (["method.particels=4"], "unknown key; did you mean `particles`?"),
     (["train.steps=3"], "train: unknown key"),
+    ([SEARCH, "method.back=0.3"], "method.back: belongs to kind paths, and kind is zero_order"),
+    ([SEARCH, "method.kind=random", "method.similarity=0.5"], "method.similarity: belongs to"),
+    ([SEARCH, "method.kind=paths", "method.search_steps=5"], "method.search_steps: belongs to"),
+    ([SEARCH, "method.kind=paths", "method.forward=0.5"], "method.back: 0.78 of the steps back"),
+    ([SEARCH, "method.search_steps=11"], "method.search_steps: 11 are more than"),
+    (
+        [SEARCH, "method.search_steps=2", "sampler.noise=first_k"],
+        "method.search_steps: sampler.noise does not fit 2 steps",
+    ),
+    ([SEARCH, "method.combine=rank"], "method.combine: rank with one reward"),
+    ([SEARCH, "method.rounds=2", "budget=90"], "method.rounds: 2 is given, and budget 90"),
+    ([SEARCH, "budget=49"], "budget: 49 evaluations, and noise_search takes 50 for one of its"),
+    ([ASCENT], "rewards.0: noise_optimization follows gradients, and shapes has none"),
+    ([ASCENT, "rewards=clip"], "sampler.name: noise_optimization needs a deterministic sampler"),
+    ([ASCENT, *CALM, "method.iterations=2", "budget=90"], "method.iterations: 2 is given"),
+    ([ASCENT, *CALM, "budget=49"], "budget: 49 evaluations, and noise_optimization takes 50"),
     (["method.strength=true"], "method.strength: expected number >= 0, got true"),
 ]
 
@@ -123,11 +164,15 @@ def test_conflicts(sets: list[str], fragment: str, tmp_path: Path) -> None:
 
 
 def test_control_the_job_itself_is_good(tmp_path: Path) -> None:
-    for method in ("none", "best_of_n", "fk", "svdd"):
+    for method in ("none", "best_of_n", "fk", "svdd", "noise_search"):
         assert load_for(STEER, job(tmp_path, method)).config.method.name == method
     assert runs(job(tmp_path), "budget=40")
     assert runs(job(tmp_path), "method.tempering=0.4")
     assert runs(job(tmp_path), "sampler=ode", "method=best_of_n")
+    assert runs(job(tmp_path), SEARCH, "budget=50")
+    assert runs(job(tmp_path), SEARCH, "rewards=[shapes, clip]", "method.combine=rank")
+    assert runs(job(tmp_path), SEARCH, "method.kind=paths", "method.forward=0.8")
+    assert runs(job(tmp_path), ASCENT, *CALM, "budget=50")
 
 
 def test_short_forms_and_stored_configs(tmp_path: Path) -> None:

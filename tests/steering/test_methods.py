@@ -38,6 +38,8 @@ METHODS: dict[str, dict[str, Any]] = {
     "fk_draw": {"name": "fk", "particles": 4, "strength": 60, "output": "draw"},
     "fk_linear": {"name": "fk", "particles": 4, "strength": STRONG, "preview": "linear"},
     "svdd": {"name": "svdd", "candidates": 4, "strength": STRONG},
+    "random": {"name": "noise_search", "kind": "random", "rounds": 2, "neighbours": 2},
+    "paths": {"name": "noise_search", "kind": "paths", "rounds": 2, "back": 0.5},
 }
 SAMPLERS = [
     {"name": "ddim", "noise_level": 0.7},
