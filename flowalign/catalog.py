@@ -101,6 +101,11 @@ REWARDS = (
         target="flowalign.rewards.hpsv2:from_config",
     ),
     Entry(
+        name="clap",
+        doc="CLAP score of sound by transformers: how close CLAP finds recording and prompt",
+        target="flowalign.rewards.clap:from_config",
+    ),
+    Entry(
         name="hpsv3",
         doc="human preference score v3: a head on Qwen2-VL 7B, trained on HPDv3",
         target="flowalign.rewards.hpsv3:from_config",

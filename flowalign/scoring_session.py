@@ -33,6 +33,7 @@ MANIFEST = "manifest.jsonl"
 MAX_LINE_BYTES = 1_000_000
 READ_PROMPTS = (
     "shapes",
+    "clap",
     "clip",
     "open_clip",
     "pickscore",

@@ -85,8 +85,8 @@ class PictureTower(Protocol):
         ...
 
 
-class TwoTowers(PictureTower, Protocol):
-    """A picture tower and a text tower that meet in D features."""
+class TextTower(Protocol):
+    """A frozen model that turns prompts into D features."""
 
     def text_features(self, prompt: str) -> Tensor:
         """(D,) of one prompt; need not be of unit length."""
@@ -95,6 +95,10 @@ class TwoTowers(PictureTower, Protocol):
     def lost_tokens(self, prompt: str) -> int:
         """How many tokens of the prompt the text tower does not see."""
         ...
+
+
+class TwoTowers(PictureTower, TextTower, Protocol):
+    """A picture tower and a text tower that meet in D features."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -148,7 +152,7 @@ class CosineScore:
 
 @torch.no_grad()
 def unit_text(
-    towers: TwoTowers,
+    towers: TextTower,
     prompt: str,
     texts: dict[str, Tensor],
     truncated: dict[str, int],

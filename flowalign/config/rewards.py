@@ -8,7 +8,12 @@ from pydantic import Field
 
 from flowalign.config.attention import TowerAttention
 from flowalign.config.reward_base import RewardBase
-from flowalign.config.rewards_heads import HPSv3Reward, ImageRewardReward, VideoRewardReward
+from flowalign.config.rewards_heads import (
+    ClapReward,
+    HPSv3Reward,
+    ImageRewardReward,
+    VideoRewardReward,
+)
 from flowalign.config.rewards_rules import GenEvalReward, NSFWReward, OCRReward, PictureReward
 
 
@@ -297,6 +302,7 @@ RewardConfig = Annotated[
     | OpenClipReward
     | PickScoreReward
     | HPSv2Reward
+    | ClapReward
     | HPSv3Reward
     | ImageRewardReward
     | VideoRewardReward

@@ -75,3 +75,17 @@ class ImageRewardReward(RewardBase):
     """BERT's tokenizer: a local folder or a Hub id."""
     revision: str | None = None
     """Commit of the Hub repository of `tokenizer`."""
+
+
+class ClapReward(RewardBase):
+    """CLAP score: cosine of sound and prompt."""
+
+    name: Literal["clap"]
+    model: str = "laion/larger_clap_general"
+    """A local folder or a Hub id of a ClapModel."""
+    revision: str | None = None
+    """Commit of the Hub repository."""
+    scale: Annotated[float, Field(gt=0)] = 1.0
+    """Cosine times this."""
+    batch_size: Annotated[int, Field(ge=1)] = 8
+    """Recordings of one forward pass."""
