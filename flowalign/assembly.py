@@ -22,6 +22,7 @@ from flowalign.data.source import DataSource
 from flowalign.errors import DataError
 from flowalign.evaluation import chosen_prompts
 from flowalign.lora_files import import_lora
+from flowalign.mixtures import check_ranges
 from flowalign.pipelines.guidance import DetachedGuidance
 from flowalign.pipelines.load import load_pipeline, make_generator
 from flowalign.pipelines.proof import prove_adapter
@@ -177,6 +178,7 @@ def shaping_of(config: RunConfig, suite: RewardSuite) -> ShapingConfig | None:
     if config.shaping is None:
         return None
     ranges = {entry.label: entry.reward.score_range for entry in suite.entries}
+    check_ranges(config.shaping.mixes, ranges)
     return resolved(config.shaping, ranges, suite.weights)
 
 

@@ -10,6 +10,7 @@ from flowalign.assembly import Session
 from flowalign.collection import Collected, collect
 from flowalign.config.shaping_checks import DISAGREEMENT
 from flowalign.constraints import multiplier_numbers
+from flowalign.mixtures import mixed
 from flowalign.rollout import Request, training_plan
 from flowalign.scoring import combine
 from flowalign.shaping import num_references, remember, shaped, without_reference
@@ -23,7 +24,8 @@ def taught(session: Session, collected: Collected) -> Collected:
     memory = session.state.memory
     if num_references(session.shaping):
         draw_references(session, without_reference(collected.scored.prompt_id, memory))
-    scored = shaped(collected.scored, session.shaping, memory)
+    scored = mixed(collected.scored, session.shaping.mixes, memory)
+    scored = shaped(scored, session.shaping, memory)
     rollout, index = collected.rollout, collected.index
     if rollout is not None:
         reward, usable = combine(scored.terms, scored.valid, scored.weights)

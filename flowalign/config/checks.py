@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 
 from flowalign.config.data_checks import data_rule
 from flowalign.config.level_checks import levels_rule, whole_groups_rule
+from flowalign.config.mix_checks import mixes_rule
 from flowalign.config.model_sizes import autoencoder, spatial_factor, temporal_factor
 from flowalign.config.problems import Problem
 from flowalign.config.rules_checks import rules_rule
@@ -267,6 +268,7 @@ RULES: tuple[Callable[[RunConfig], Iterator[Problem]], ...] = (
     rules_rule,
     sets_rule,
     shaping_rule,
+    mixes_rule,
     levels_rule,
     whole_groups_rule,
     exemplars_rule,

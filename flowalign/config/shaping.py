@@ -8,6 +8,7 @@ from pydantic import Field
 
 from flowalign.config.sampling import Section
 from flowalign.config.shaping_constraints import ConstraintConfig, MultiplierConfig
+from flowalign.config.shaping_mixes import MixConfig
 
 Combine = Literal["sum", "min", "product", "mean", "median", "lower_bound"]
 
@@ -86,6 +87,8 @@ class ShapingConfig(Section):
     """Standard deviations among the rewards that `lower_bound` takes off."""
     rewards: tuple[ShapeConfig, ...] = ()
     """What is done to single rewards first; at most one shape for each."""
+    mixes: tuple[MixConfig, ...] = ()
+    """Rule and model as one reward, in the place of the rule's; before anything else."""
     gates: tuple[GateConfig, ...] = ()
     """Vetoes on the combined reward; the lowest counts."""
     constraints: tuple[ConstraintConfig, ...] = ()
