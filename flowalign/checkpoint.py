@@ -4,7 +4,8 @@
 
 A kill at any moment leaves the earlier checkpoints and at most a `.tmp-` directory. Nothing in a
 checkpoint can run code: tensors are safetensors, the rest is JSON. A checkpoint with non-finite
-numbers is kept as `bad-000025` for inspection and never resumed from.
+numbers is kept as `bad-000025` for inspection, one of a policy that games its reward as
+`hacked-000025`; neither is ever resumed from.
 """
 
 from __future__ import annotations
@@ -83,11 +84,14 @@ def save(
     keep_last: int,
     run_id: str,
     world_size: int,
+    best: int | None = None,
+    hacked: bool = False,
 ) -> Path:
     """Write checkpoint `step`, verify it from the disk, then remove all but the last `keep_last`.
 
-    Called on rank 0, which holds the run's lock. Tensors may be on any device; `meta` is JSON
-    with finite numbers. Saving a step again that is already complete changes nothing.
+    That of step `best` stays as well. With `hacked` it is only written, for inspection. Called on
+    rank 0, which holds the run's lock. Tensors may be on any device; `meta` is JSON with finite
+    numbers. Saving a step again that is already complete changes nothing.
 
     Raises:
         HealthError: a tensor is not finite; the checkpoint was kept as `bad-<step>`.
@@ -95,7 +99,7 @@ def save(
     """
     folder = run_dir / "checkpoints"
     bad = _non_finite(tensors)
-    target = folder / f"{'bad' if bad else 'step'}-{step:06d}"
+    target = folder / f"{'bad' if bad else 'hacked' if hacked else 'step'}-{step:06d}"
     if not _is_complete(target, run_id, contents=True):
         staged = folder / f"{disk.TEMPORARY_PREFIX}step-{step:06d}-{os.getpid()}"
         needed = sum(t.nbytes for part in tensors.values() for t in part.values()) + 1_000_000
@@ -115,8 +119,9 @@ def save(
             f"{bad} is not finite at step {step}",
             "--resume continues from the last good checkpoint; lower the learning rate",
         )
-    verify(target, run_id=run_id)
-    _prune(folder, keep=target, keep_last=keep_last, run_id=run_id)
+    if not hacked:
+        verify(target, run_id=run_id)
+        _prune(folder, keep=target, keep_last=keep_last, run_id=run_id, best=best)
     return target
 
 
@@ -182,6 +187,23 @@ def _compare_environment(path: Path, manifest: Manifest) -> None:
     if changed:
         what = f"saved with another environment: {', '.join(changed)}"
         warn(str(path), what, "go back to it if the run must continue bit for bit")
+
+
+def steps(run_dir: Path) -> list[int]:
+    """Steps of all that is named like a good checkpoint, newest first."""
+    return [_step_of(path) for path in _candidates(run_dir / "checkpoints")]
+
+
+def set_aside(run_dir: Path, step: int) -> None:
+    """Name every checkpoint after `step` `hacked-<step>`, newest first, so that none is resumed."""
+    folder = run_dir / "checkpoints"
+    for path in _candidates(folder):
+        if _step_of(path) > step:
+            target = path.with_name(f"hacked-{_step_of(path):06d}")
+            if os.path.lexists(target):  # of the same state, from an attempt that was killed
+                _remove(target)
+            path.rename(target)
+    disk.sync_directory(folder)
 
 
 def remove_leftovers(run_dir: Path) -> list[Path]:
@@ -250,16 +272,23 @@ def _publish(staged: Path, target: Path) -> None:
     _discard(staged.with_name(f"{staged.name}-replaced"))
 
 
-def _prune(folder: Path, *, keep: Path, keep_last: int, run_id: str) -> None:
+def _prune(
+    folder: Path, *, keep: Path, keep_last: int, run_id: str, best: int | None = None
+) -> None:
     """Remove complete checkpoints older than the newest `keep_last`; `keep` was verified."""
     found = _candidates(folder)
     older = found[found.index(keep) + 1 :]
     good = [keep, *(path for path in older if _is_complete(path, run_id, contents=False))]
     for path in good[keep_last:]:
-        # Renamed first: a kill while files are deleted leaves no half checkpoint behind.
-        doomed = path.with_name(f"{disk.TEMPORARY_PREFIX}{path.name}-{os.getpid()}-old")
-        path.rename(doomed)
-        _discard(doomed)
+        if _step_of(path) != best:
+            _remove(path)
+
+
+def _remove(path: Path) -> None:
+    """Renamed first: a kill while files are deleted leaves no half checkpoint behind."""
+    doomed = path.with_name(f"{disk.TEMPORARY_PREFIX}{path.name}-{os.getpid()}-old")
+    path.rename(doomed)
+    _discard(doomed)
 
 
 def _discard(path: Path) -> None:
@@ -275,6 +304,10 @@ def _candidates(folder: Path) -> list[Path]:
         return []
     found = [(int(m[1]), p) for p in folder.iterdir() if (m := GOOD_NAME.fullmatch(p.name))]
     return [path for _, path in sorted(found, reverse=True)]
+
+
+def _step_of(path: Path) -> int:
+    return int(path.name.removeprefix("step-"))
 
 
 def _is_complete(path: Path, run_id: str, *, contents: bool) -> bool:

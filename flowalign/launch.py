@@ -15,11 +15,13 @@ from flowalign.assembly import Session, assemble
 from flowalign.attention.shim import releasing
 from flowalign.config.load import load_stored_config
 from flowalign.config.schema import RunConfig
-from flowalign.errors import CheckpointError
+from flowalign.errors import CheckpointError, HealthError
 from flowalign.evaluation import drop_later
 from flowalign.lora_files import export_lora
 from flowalign.metrics import MetricsLog, Progress, open_trackers
+from flowalign.monitor import HACKING
 from flowalign.processes import start_processes
+from flowalign.rollback import roll_back
 from flowalign.run_directory import RunDirectory, open_run
 from flowalign.signals import Signals
 from flowalign.trainer import Loop, Outlets
@@ -54,6 +56,14 @@ def launch(
             loop.train()
             if loop.last is None:  # a finished run was resumed: nothing was left to do
                 loop.evaluate()
+        except HealthError as problem:
+            if problem.code != HACKING or config.monitor.action != "rollback":
+                raise
+            told = roll_back(session, run, run_id, problem)
+            if processes.is_main:
+                export_lora_of(session, run.root / "lora")
+            processes.barrier()
+            raise told from None
         finally:
             if outlets is not None:
                 outlets.close()

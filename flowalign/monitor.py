@@ -8,7 +8,7 @@ rules compare with chance, so that a small or noisy evaluation does not raise an
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from statistics import NormalDist, median
 
@@ -23,6 +23,7 @@ from flowalign.picture_statistics import STATISTICS, diversity
 from flowalign.scoring import combine
 from flowalign.types import Scored
 
+HACKING = "HACKING"  # code of the error that alarms become
 STEPS = "monitor.steps"  # (E,) int64
 TRAINED = "monitor.trained"  # (E, N) float32, the weighted sum of the trained rewards
 HELD_OUT = "monitor.held_out."  # + label: (E, N) float32
@@ -41,12 +42,14 @@ class Report:
     best_step: int | None = None  # of the highest held-out rewards
     diversity: float = math.nan
     base_diversity: float = math.nan
+    drift: float = math.nan  # mean distance to the base's picture of the same prompt and noise
     outside: Mapping[str, float] = field(default_factory=dict)  # share of samples, by statistic
     means: Mapping[str, float] = field(default_factory=dict)  # by statistic
 
     def numbers(self) -> dict[str, float]:
         """Finite numbers by name, for trackers."""
         found = {"alarms": float(len(self.alarms)), "diversity": self.diversity}
+        found["drift"] = self.drift
         found |= {f"outside/{name}": share for name, share in self.outside.items()}
         found |= {f"mean/{name}": mean for name, mean in self.means.items()}
         return {name: value for name, value in found.items() if math.isfinite(value)}
@@ -73,7 +76,6 @@ def watch(
     alarms: list[str] = []
     found = [recall(memory, HELD_OUT + name) for name in held_out]
     curves, trained = [one for one in found if one is not None], recall(memory, TRAINED)
-    best = best_evaluation(curves) if curves else None
     if curves and trained is not None:
         rule = {"num": config.evaluations, "errors": config.standard_errors}
         if parted(trained, curves, **rule):
@@ -82,8 +84,7 @@ def watch(
         (first_mean, first_std), (mean, std) = memory[GROUPS].tolist()
         if std < config.min_group_std * first_std and mean > first_mean:
             alarms.append(f"rewards within a group spread {std:.3g}, {first_std:.3g} at first")
-    step = None if best is None else int(memory[STEPS][best])
-    report = Report(alarms=tuple(alarms), best_step=step)
+    report = Report(alarms=tuple(alarms), best_step=best_step(memory))
     if result.pictures is not None:
         report = _with_pictures(report, result, config, memory)
     memory[ALARMS] = torch.tensor(len(report.alarms))
@@ -111,6 +112,7 @@ def _with_pictures(
         alarms=tuple(alarms),
         diversity=now,
         base_diversity=before,
+        drift=float((pictures[:, num:] - base[:, num:]).double().norm(dim=1).mean()),
         outside=outside,
         means=means,
     )
@@ -124,7 +126,7 @@ def hacking(report: Report, step: int) -> HealthError | None:
         "" if report.best_step is None else f" (held-out rewards were best at {report.best_step})"
     )
     fix = f"look at the pictures{best}; train less, or hold the policy nearer to its start"
-    return HealthError("HACKING", f"evaluation at step {step}", "; ".join(report.alarms), fix)
+    return HealthError(HACKING, f"evaluation at step {step}", "; ".join(report.alarms), fix)
 
 
 def _record(
@@ -135,7 +137,8 @@ def _record(
 ) -> None:
     """Append an evaluation to the history; one of a step that is in it already replaces it.
 
-    Where other samples or rewards are evaluated than before, the history starts anew.
+    Where other samples or rewards are evaluated than before, or pictures have other statistics,
+    the history starts anew.
     """
     rows = {HELD_OUT + name: result.scores[name] for name in held_out}
     if any(weights.values()):
@@ -146,7 +149,9 @@ def _record(
         )[0]
     curves = [key for key in memory if key == TRAINED or key.startswith(HELD_OUT)]
     stored = {key: memory[key].shape[1] for key in curves if not key.endswith(KNOWN)}
-    if stored != {key: len(row) for key, row in rows.items()}:
+    seen = result.pictures
+    other = seen is not None and PICTURES in memory and memory[PICTURES].shape != seen.shape
+    if other or stored != {key: len(row) for key, row in rows.items()}:
         for key in [*curves, STEPS, PICTURES, TRAINED + KNOWN]:
             memory.pop(key, None)
     steps = memory.get(STEPS, torch.zeros(0, dtype=torch.int64))
@@ -205,6 +210,19 @@ def best_evaluation(held_out: Sequence[Tensor]) -> int:
         levels.append((centred.nanmean(dim=1) / spread).nan_to_num(-math.inf).tolist())
     medians = [median(column) for column in zip(*levels, strict=True)]
     return medians.index(max(medians))
+
+
+def best_step(memory: Mapping[str, Tensor], among: Collection[int] | None = None) -> int | None:
+    """The step of the highest held-out rewards so far, or of those `among`; None without any."""
+    names = [key for key in memory if key.startswith(HELD_OUT) and not key.endswith(KNOWN)]
+    curves = [curve for name in names if (curve := recall(memory, name)) is not None]
+    if not curves:
+        return None
+    steps = memory[STEPS].tolist()
+    rows = [row for row, step in enumerate(steps) if among is None or step in among]
+    if not rows:
+        return None
+    return steps[rows[best_evaluation([curve[rows] for curve in curves])]]
 
 
 def paired_t(after: Tensor, before: Tensor) -> float:

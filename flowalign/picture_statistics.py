@@ -1,6 +1,6 @@
 """Numbers of a picture in which reward hacking often shows, and a thumbnail to compare by.
 
-N samples, each an image (3, H, W) or a video (F, 3, H, W) in [0, 1]; K = 4 statistics.
+N samples, each an image (3, H, W) or a video (F, 3, H, W) in [0, 1]; K = 5 statistics.
 """
 
 from __future__ import annotations
@@ -9,15 +9,16 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.nn.functional import adaptive_avg_pool2d
+from torch.nn.functional import adaptive_avg_pool2d, max_pool2d
 
 from flowalign.types import Sample
 
-STATISTICS = ("saturation", "dark", "high_frequency", "grid")
+STATISTICS = ("saturation", "dark", "high_frequency", "grid", "strokes")
 THUMBNAIL = 8  # pixels a side
 WIDTH = len(STATISTICS) + 3 * THUMBNAIL**2  # of a row
 DARK = 0.05  # luma below this is near black
 CELL = 8  # pixels between the lines of the grid: the patch of most autoencoders
+CONTRAST = 0.25  # of luma between a stroke and what lies on both of its sides
 LUMA = (0.299, 0.587, 0.114)  # BT.601
 
 
@@ -32,17 +33,19 @@ def picture_rows(samples: Sequence[Sample]) -> Tensor:
 
 
 def statistics_of(frames: Tensor) -> Tensor:
-    """(F, 4) of frames (F, 3, H, W), in the order of `STATISTICS`.
+    """(F, 5) of frames (F, 3, H, W), in the order of `STATISTICS`.
 
     saturation: mean of max - min over the colours. dark: share of pixels that are near black.
     high_frequency: share of the luma's variance above a quarter cycle per pixel. grid: squared
     steps across the lines of an 8-pixel grid over those between all neighbours, 1 without a
-    grid and for pictures smaller than 16 pixels.
+    grid and for pictures smaller than 16 pixels. strokes: share of pixels in thin lines of high
+    contrast, as overlaid text has them.
     """
     luma = (frames * torch.tensor(LUMA)[:, None, None]).sum(dim=1)
     saturation = (frames.amax(dim=1) - frames.amin(dim=1)).mean(dim=(1, 2))
     dark = (luma < DARK).float().mean(dim=(1, 2))
-    return torch.stack([saturation, dark, high_frequency(luma), grid(luma)], dim=1)
+    found = [saturation, dark, high_frequency(luma), grid(luma), strokes(luma)]
+    return torch.stack(found, dim=1)
 
 
 def high_frequency(luma: Tensor) -> Tensor:
@@ -64,6 +67,23 @@ def grid(luma: Tensor) -> Tensor:
     lines = torch.cat([one[:, CELL - 1 :: CELL] for one in steps], dim=1).mean(dim=1)
     every = torch.cat(steps, dim=1).mean(dim=1)
     return torch.where(every > 1e-9, lines / every.clamp(min=1e-9), 1.0)
+
+
+def strokes(luma: Tensor) -> Tensor:
+    """Share (F,) of the pixels of (F, H, W) that a top-hat transform finds, light or dark.
+
+    An opening removes what is thinner than its window (a sixteenth of the shorter side, 3 pixels
+    at least), a closing fills it in dark; edges of larger things stay. No recogniser: letters are
+    strokes, so words that a policy learns to write show here, beside other fine lines.
+    """
+    size = max(1, min(luma.shape[1:]) // 32) * 2 + 1
+
+    def dilated(picture: Tensor) -> Tensor:
+        return max_pool2d(picture[:, None], size, stride=1, padding=size // 2)[:, 0]
+
+    opened, closed = dilated(-dilated(-luma)), -dilated(-dilated(luma))
+    thin = torch.maximum(luma - opened, closed - luma) > CONTRAST
+    return thin.float().mean(dim=(1, 2))
 
 
 def diversity(thumbnails: Tensor, unit: Tensor) -> float:

@@ -23,7 +23,7 @@ from flowalign.collection import Collected, collect, requests
 from flowalign.errors import HealthError, RewardError, StopRequested, warn
 from flowalign.evaluation import Evaluation, evaluate, write_evaluation
 from flowalign.metrics import MetricsLog, Progress, Tracker
-from flowalign.monitor import ALARMS, Report, hacking, watch, watch_groups
+from flowalign.monitor import ALARMS, Report, best_step, hacking, watch, watch_groups
 from flowalign.policy import average
 from flowalign.randomness import generator as keyed
 from flowalign.rollout import training_plan
@@ -94,6 +94,8 @@ class Loop:
         progress = session.state.progress
         if progress.step == 0:
             self.evaluate()
+            if self.is_best():
+                self.save()
             self.obey(self.signals.poll(session.processes.worst))
         while progress.step < config.train.steps:
             row = self.training_step()
@@ -105,8 +107,9 @@ class Loop:
             action = self.signals.poll(session.processes.worst)
             alarm = self.alarm()
             asked = action > Action.CONTINUE or alarm is not None
-            if finished or due(config.train.save_every, progress.step) or asked:
-                self.save()
+            kept = finished or asked or self.is_best()
+            if kept or due(config.train.save_every, progress.step):
+                self.save(hacked=alarm is not None and config.monitor.action == "rollback")
             if alarm is not None:
                 raise alarm
             self.obey(action)
@@ -118,11 +121,15 @@ class Loop:
 
     def alarm(self) -> HealthError | None:
         """What the evaluation of this very step says against going on, where it may stop a run."""
-        stops = self.session.config.monitor.action == "stop"
-        fresh = self.last is not None and self.last.step == self.session.state.progress.step
-        if not (stops and fresh) or self.report is None:
-            return None
-        return hacking(self.report, self.session.state.progress.step)
+        stops = self.session.config.monitor.action in ("stop", "rollback")
+        step = self.session.state.progress.step
+        fresh = self.last is not None and self.last.step == step
+        return hacking(self.report, step) if stops and fresh and self.report is not None else None
+
+    def is_best(self) -> bool:
+        """Whether a rollback would come back to this very step."""
+        step, action = self.session.state.progress.step, self.session.config.monitor.action
+        return action == "rollback" and best_step(self.session.state.memory) == step
 
     def training_step(self) -> dict[str, float]:
         """One rollout and its updates; returns the row of metrics."""
@@ -299,9 +306,10 @@ class Loop:
             warn(problem.where, problem.what, problem.fix)
         return report
 
-    def save(self) -> None:
+    def save(self, *, hacked: bool = False) -> None:
         """Write a checkpoint from the main process; all wait for it."""
         session, state = self.session, self.session.state
+        guarded = session.config.monitor.action == "rollback"
         if self.outlets is not None:
             self.outlets.log.sync()
             checkpoint.save(
@@ -312,6 +320,8 @@ class Loop:
                 keep_last=session.config.train.keep_last,
                 run_id=self.run.run_id,
                 world_size=session.processes.count,
+                best=best_step(state.memory) if guarded else None,
+                hacked=hacked,
             )
             self.run.status("running", state.progress.step)
         session.processes.barrier()

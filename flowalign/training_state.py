@@ -86,6 +86,7 @@ class TrainingState:
             for target, stem in ((self.ema, "ema"), (self.old, "old")):
                 if target is not None:
                     _copy_into(target, files[stem], where)
+        self.optimizer.state.clear()  # a state of before the first update has no moments
         for name, parameter in self.parameters.items():
             moments = {
                 key: files["optimizer"][f"{name}.{key}"].clone()

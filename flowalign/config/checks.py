@@ -14,6 +14,7 @@ from flowalign.config.data_checks import data_rule
 from flowalign.config.level_checks import levels_rule, whole_groups_rule
 from flowalign.config.mix_checks import mixes_rule
 from flowalign.config.model_sizes import autoencoder, spatial_factor, temporal_factor
+from flowalign.config.monitor_checks import monitor_rule
 from flowalign.config.problems import Problem
 from flowalign.config.rules_checks import rules_rule
 from flowalign.config.sampling import FirstKNoise, HiCoGenNoise, SamplerConfig, WindowNoise
@@ -269,6 +270,7 @@ RULES: tuple[Callable[[RunConfig], Iterator[Problem]], ...] = (
     sets_rule,
     shaping_rule,
     mixes_rule,
+    monitor_rule,
     levels_rule,
     whole_groups_rule,
     exemplars_rule,

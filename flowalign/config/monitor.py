@@ -12,8 +12,10 @@ from flowalign.config.sampling import Section
 class MonitorConfig(Section):
     """What evaluations are watched for, and what an alarm does."""
 
-    action: Literal["off", "warn", "stop"] = "off"
-    """Nothing; a warning; or save and stop with exit code 9."""
+    action: Literal["off", "warn", "stop", "rollback"] = "off"
+    """Nothing; a warning; save and stop with exit code 9; or the same after going back to the
+    checkpoint of the highest held-out rewards, which is kept as long as it is the best. Later
+    states stay in checkpoints/hacked-*."""
     evaluations: Annotated[int, Field(ge=1)] = 3
     """Evaluations in a row in which held-out rewards lie below their best while the trained reward
     is above where it was then."""

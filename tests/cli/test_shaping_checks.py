@@ -80,3 +80,14 @@ def test_ensembles_and_constraints_refused(
     with pytest.raises(ConfigError) as caught:
         load_config(edited(tmp_path), [*others, change])
     assert words in "\n".join(caught.value.lines())
+
+
+def test_rollback_needs_a_held_out_reward(tmp_path: Path) -> None:
+    """Nothing else says which checkpoint is the best; the other actions do without."""
+    for action in ("stop", "rollback"):
+        keys = [f"monitor.action={action}", "held_out_rewards=[]"]
+        if action == "rollback":
+            with pytest.raises(ConfigError, match="highest held-out rewards"):
+                load_config(edited(tmp_path), keys)
+        else:
+            assert load_config(edited(tmp_path), keys).config.monitor.action == "stop"

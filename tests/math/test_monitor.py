@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image, ImageDraw, ImageFont
 from scipy.stats import betabinom
 from torch import Tensor
 
@@ -154,12 +156,33 @@ def test_statistics_of_known_pictures() -> None:
     checks = ((place[:, None] + place) % 2).float().expand(3, 32, 32)
     blocks = ((place[:, None] // 8 + place // 8) % 2).float().expand(3, 32, 32)
     table = statistics_of(torch.stack([black, red, checks, blocks, ramp]))
-    saturation, dark, fast, grid = table.T.tolist()
+    saturation, dark, fast, grid, thin = table.T.tolist()
     assert saturation == pytest.approx([0, 1, 0, 0, 0])
     assert dark == pytest.approx([1, 0, 0.5, 0.5, 2 / 32])
     assert fast[:3] == pytest.approx([0, 0, 1], abs=1e-6) and max(fast[3:]) < 0.35
     assert grid[:3] == pytest.approx([1, 1, 1]) and grid[3] == pytest.approx(31 / 3, rel=1e-5)
     assert statistics_of(torch.rand(1, 3, 8, 8))[0, 3] == 1
+    assert thin == pytest.approx([0, 0, 1, 0, 0], abs=0.02)
+
+
+@pytest.mark.parametrize("side", [64, 256])
+def test_written_words_are_strokes_and_shapes_are_not(side: int) -> None:
+    """Words on a smooth picture, light or dark, against the same picture with one large square."""
+    ramp = Image.linear_gradient("L").resize((side, side)).convert("RGB")
+
+    def share(*, ink: int | None) -> float:
+        picture = ramp.copy()
+        draw, size = ImageDraw.Draw(picture), side // 6
+        if ink is None:
+            draw.rectangle((size, size, 3 * size, 3 * size), fill=(255, 255, 255))
+        else:
+            font = ImageFont.load_default(size=size)
+            draw.text((2, side // 3), "a red cube", fill=(ink,) * 3, font=font)
+        frame = torch.from_numpy(np.array(picture)).permute(2, 0, 1) / 255.0
+        return float(statistics_of(frame[None])[0, 4])
+
+    assert share(ink=None) < 0.002
+    assert share(ink=0) > 0.01 and share(ink=255) > 0.01
 
 
 def test_diversity_within_prompts_or_over_all() -> None:
@@ -205,6 +228,11 @@ def test_watch_tells_each_kind_of_alarm() -> None:
     told = " ".join(report.alarms)
     assert "differ by" in told and "dark of 100%" in told
     assert set(report.outside) == set(STATISTICS)
+    # From grey of mean 1/2 to black, in 192 numbers of a thumbnail.
+    assert report.drift == pytest.approx(192**0.5 / 2, rel=0.03)
+    assert (
+        watch(evaluation(0, trained[0], held_out[0], media), {"a": 1.0}, config, fresh).drift == 0
+    )
 
 
 def test_another_evaluation_starts_a_new_history() -> None:

@@ -26,14 +26,16 @@ SETTINGS: dict[str, Any] = {
 }
 
 
-def against(sign: float) -> None:
-    """The held-out reward becomes `sign` times the trained one."""
+def against(sign: float, turn: float = 0.0) -> None:
+    """The held-out reward becomes `sign` times the trained one, from `turn` on; before, it rises
+    with it."""
     original = ToyReward.__call__
 
     def answer(self: ToyReward, samples: Sequence[Sample]) -> tuple[Tensor, Tensor]:
         values, valid = original(self, samples)
         if self.name == "blue":
-            values = sign * torch.stack([sample.media[0].mean() for sample in samples])
+            red = torch.stack([sample.media[0].mean() for sample in samples])
+            values = torch.where(red > turn, turn + sign * (red - turn), red)
         return values, valid
 
     ToyReward.__call__ = answer  # type: ignore[method-assign]
