@@ -1,5 +1,14 @@
 """A user's own reward: `my_rewards.py:Sharpness`, run only when its file was named by hand.
 
+Measures   what you want: a function or class that takes a list of samples and answers values (N,),
+           or (values, valid). `flowalign reward check` tells whether it is sound.
+Range      its attribute `score_range`; any number when absent. Higher is better.
+Source     yours.
+Licence    yours.
+Differentiable: as its attribute says; no when absent. Group-only: as its attribute says; no when
+absent.
+Cost       yours.
+
 No config can import code. The file must have been given to `--allow-code` on the command line;
 what ran is what was hashed, because the module is compiled from the very bytes of the digest.
 """

@@ -12,7 +12,7 @@ Licence    of the checkpoint: Falconsai/nsfw_image_detection Apache-2.0.
 Checkpoint `model`: a folder or Hub id of an image classifier of transformers in safetensors (ViT,
            SigLIP, ConvNeXt without `crop_pct`, ...); pin `revision`.
 Differentiable: yes, in the pixels. Group-only: no.
-Cost       one ViT-B/16 pass a picture (about 1 ms on a GPU, 0.1 s on a core).
+Cost       one pass of the classifier a picture; a ViT-B/16 for the default.
 """
 
 from __future__ import annotations

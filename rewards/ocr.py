@@ -18,8 +18,7 @@ Licence    this project's (Apache-2.0); RapidOCR and its PP-OCR models Apache-2.
 Checkpoint none to fetch: PP-OCRv6 (small) comes inside RapidOCR's wheel and works offline.
 Masks      a prompt without quoted text: there is nothing to read.
 Differentiable: no. Group-only: no.
-Cost       0.3 to 1 s a picture on one core, nearly whatever its size. Small or low-contrast
-           letters (below about 10 pixels) are not read.
+Cost       about 1 s a picture on one core, whatever its size.
 Needs      the extra `ocr`.
 """
 

@@ -6,7 +6,7 @@ Measures   `brightness`, the mean luma (BT.601: .299 R + .587 G + .114 B); `satu
            pixels. Blind to the prompt, and trivial to please: good for first runs, for a second
            term that holds a picture where it was, and with a negative weight.
 Range      brightness and saturation [0, 1]; contrast [0, 1/2], 1/2 for half black and half white;
-           sharpness [0, 16], 16 for a chequered picture, about 0.001 to 0.01 for photographs.
+           sharpness [0, 16], 16 for a chequered picture.
 Source     brightness and saturation as in the field's toy experiments; contrast is Peli's (1990)
            RMS contrast; sharpness is Pech-Pacheco et al. (2000), without their threshold.
 Licence    this project's (Apache-2.0). Weights: none.

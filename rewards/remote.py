@@ -2,7 +2,9 @@
 
 Measures   whatever `flowalign serve` serves under `reward`; the scores are those of the reward in
            its own process, bit for bit in float32 (same versions, device and threads there).
-Range, modality, group-only: as the server's card says. Differentiable: no, whatever it is there.
+Range      as the served reward's; so are modality and direction, as the server's card says.
+Source     none: the card is the served reward's.
+Differentiable: no, whatever it is there. Group-only: as the served reward.
 Licence    that of the served reward.
 Weights    none here.
 Cost       the reward's own, and the media as float32 on the way (3 MB for a 512x512 picture). One

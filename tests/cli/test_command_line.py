@@ -287,6 +287,7 @@ def test_torch_free_and_fast_on_bad_configs(tmp_path: Path) -> None:
         ["--help"],
         ["train", "shapes_nft", "--print-config"],
         ["list", "rewards"],
+        ["list", "rewards", "--long"],
         ["list", "prompts"],
         ["config", "schema"],
         ["config", "docs"],
