@@ -14,7 +14,9 @@ import torch.distributed as dist
 from accelerate import Accelerator
 from torch import Tensor
 
-from flowalign.errors import ResourceError
+from flowalign.config.checks import DEVICE, DEVICES
+from flowalign.config.suggest import did_you_mean
+from flowalign.errors import ConfigError, ResourceError
 
 
 class Processes:
@@ -91,17 +93,34 @@ class Processes:
         self.accelerator.wait_for_everyone()
 
 
+def usable_device(name: str) -> torch.device:
+    """The device of `auto` (CUDA, else the CPU), `cpu`, `cuda`, `cuda:N` or `mps`.
+
+    Raises ConfigError for any other name, ResourceError (exit 7) when it is not there.
+    """
+    if not DEVICE.fullmatch(name):
+        what = f"unknown device '{name}'"
+        raise ConfigError("CFG-CHOICE", "device", what, did_you_mean(name, DEVICES))
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    found = torch.device(name)
+    there = {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available}
+    if found.type in there and not there[found.type]():
+        what = f"no {found.type.upper()} device here"
+        raise ResourceError("ENV-DEVICE", "device", what, "say `device: cpu`")
+    if (found.index or 0) >= torch.cuda.device_count() > 0:
+        what = f"no `{name}`, {torch.cuda.device_count()} CUDA devices are here"
+        raise ResourceError("ENV-DEVICE", "device", what, "count from 0")
+    return found
+
+
 def start_processes(device: str, mixed_precision: str) -> Processes:
     """Join the processes of this run (accelerate launch, torchrun, or alone).
 
     `device` is `auto`, `cpu`, `cuda`, `cuda:N` or `mps`. Raises ResourceError (exit 7) when it
     is not there.
     """
-    wanted = device.split(":")[0]
-    if wanted == "cuda" and not torch.cuda.is_available():
-        raise ResourceError("ENV-DEVICE", "device", "no CUDA device here", "say `device: cpu`")
-    if wanted == "mps" and not torch.backends.mps.is_available():
-        raise ResourceError("ENV-DEVICE", "device", "no MPS device here", "say `device: cpu`")
+    chosen = usable_device(device)
     if ":" in device:
-        torch.cuda.set_device(torch.device(device))
-    return Processes(Accelerator(cpu=wanted == "cpu", mixed_precision=mixed_precision))
+        torch.cuda.set_device(chosen)
+    return Processes(Accelerator(cpu=device == "cpu", mixed_precision=mixed_precision))

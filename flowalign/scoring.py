@@ -16,7 +16,7 @@ from flowalign.catalog import resolve
 from flowalign.config.rewards import CodeReward, RewardConfig, is_set
 from flowalign.config.rewards_rules import TAKE_CODE
 from flowalign.errors import ConfigError, HealthError, RewardError
-from flowalign.processes import Processes
+from flowalign.processes import Processes, usable_device
 from flowalign.protocols import SetReward
 from flowalign.reward_call import Entry, Failure, SetEntry, features_one, named, score_one
 from flowalign.types import Sample
@@ -180,7 +180,7 @@ def build_suite(
     timeout_s: float = 120.0,
 ) -> RewardSuite:
     """The suite of a config; `allow_code` are the files named on the command line."""
-    where = torch.device(device)
+    where = usable_device(device) if isinstance(device, str) else device
     single = [_entry(config, allow_code, where) for config in configs if not is_set(config)]
     sets = [_set_entry(config, where) for config in configs if is_set(config)]
     return RewardSuite(entries=single, set_entries=sets, failure=failure, timeout_s=timeout_s)

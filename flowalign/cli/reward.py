@@ -5,17 +5,18 @@ from __future__ import annotations
 import argparse
 from types import ModuleType
 
-from flowalign.cli import reward_check
+from flowalign.cli import reward_check, reward_fit
 from flowalign.cli.options import Parser
 
-HELP = "check a reward: purity, gradients, range, speed"
+HELP = "check a reward: purity, gradients, range, speed; fit one to preference pairs"
 EXAMPLE = """\
 examples:
   flowalign reward check jpeg                                  # on built-in pictures
   flowalign reward check my.py:Sharpness --allow-code my.py    # your own
+  flowalign reward fit pairs.jsonl -o head.safetensors         # a head for reward `aesthetic`
 """
 
-ACTIONS: dict[str, ModuleType] = {"check": reward_check}
+ACTIONS: dict[str, ModuleType] = {"check": reward_check, "fit": reward_fit}
 
 
 def add_options(parser: Parser) -> None:
