@@ -6,14 +6,16 @@
 
 Each seed draws its own held-out prompts and noise; all methods of a seed share the prompts, and
 start from the same noises as far as they have places for them. A row tells the mean over seeds of
-each score, and the paired difference of the steered score to best-of-N at the same budget with its
-95 % Student-t interval over seeds. Finished cells are kept in --output and not repeated.
+each score, and the paired gains of the steered score over plain samples and over best-of-N at the
+same budget, with 95 % Student-t intervals over seeds. With --lora the tuned model is steered as
+well, and compared with the base. Finished cells are kept in --output and not repeated.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +50,9 @@ HELD_OUT = {
 CLIP_STRENGTH = 100  # the cosine's spread within a prompt is a tenth of the verifier's
 
 
-def job(args: argparse.Namespace, method: str, budget: int | None, seed: int) -> SteerConfig:
+def job(
+    args: argparse.Namespace, method: str, budget: int | None, seed: int, lora: str | None
+) -> SteerConfig:
     """The config of one cell."""
     section = dict(METHODS[method])
     if args.reward == "clip" and "strength" in section:
@@ -58,7 +62,7 @@ def job(args: argparse.Namespace, method: str, budget: int | None, seed: int) ->
         "seed": seed,
         "device": "cpu",
         "model": {"name": "shapes", "call": {"max_sequence_length": 0}},
-        "lora": None if args.lora is None else {"init_from": args.lora},
+        "lora": None if lora is None else {"init_from": lora},
         "prompts": {
             "num_prompts": args.prompts,
             "categories": ["two", "count", "relation"],
@@ -72,16 +76,26 @@ def job(args: argparse.Namespace, method: str, budget: int | None, seed: int) ->
     return mapping_for(STEER, mapping)
 
 
-def cell(
-    args: argparse.Namespace, pipe: DiffusionPipeline, method: str, budget: int | None, seed: int
-) -> dict[str, float]:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Model:
+    """The built-in model, or a tuned one, and where its cells are kept."""
+
+    pipe: DiffusionPipeline
+    lora: str | None
+    cells: Path
+
+
+Row = dict[str, float]
+
+
+def cell(args: argparse.Namespace, model: Model, method: str, budget: int | None, seed: int) -> Row:
     """Mean scores and costs of one method, budget and seed; read where they are known."""
     name = f"{args.reward}-{args.prompts}-{method}-{budget}-{seed}.json".replace(" ", "_")
-    path = Path(args.output) / name
+    path = model.cells / name
     if path.exists():
         return json.loads(path.read_text())
-    config = job(args, method, budget, seed)
-    found = run_method(assemble_steering(config, pipe=pipe), config.method, budget=budget)
+    config = job(args, method, budget, seed, model.lora)
+    found = run_method(assemble_steering(config, pipe=model.pipe), config.method, budget=budget)
     row = {score: found.mean(score) for score in found.scores}
     row |= {f"cost {key}": value for key, value in found.costs.as_dict().items()}
     row["particles"] = found.particles
@@ -90,25 +104,52 @@ def cell(
     return row
 
 
-def told(method: str, budget: int | None, rows: list[dict[str, float]], base: list[float]) -> None:
-    """One line of the table."""
-    reward = next(iter(rows[0]))
-    scores = [name for name in rows[0] if not name.startswith("cost") and name != "particles"]
+def told(name: str, rows: list[Row], others: dict[str, list[Row]]) -> None:
+    """One line of the table, with paired gains of the steered score over other rows."""
+    scores = [key for key in rows[0] if not key.startswith("cost") and key != "particles"]
     means = "  ".join(
-        f"{name} {mean_interval([row[name] for row in rows]).mean:.3f}" for name in scores
+        f"{score} {mean_interval([row[score] for row in rows]).mean:.3f}" for score in scores
     )
-    gain = ""
-    if base and method not in ("best_of_n", "none") and len(rows) > 1:
-        d = paired_difference([row[reward] for row in rows], base)
-        gain = f"  to best-of-N {d.mean:+.3f} [{d.low:+.3f}, {d.high:+.3f}]"
-    spent = "-" if budget is None else str(budget)
+    gains = "".join(
+        f"  over {other} {gain(rows, base)}" for other, base in others.items() if base is not rows
+    )
     evaluations = sum(row["cost network_evaluations"] for row in rows)
     decodes = sum(row["cost decodes"] for row in rows)
     print(
-        f"{spent:>4} {method:10} k={rows[0]['particles']:<3.0f} {means}"
-        f"  decodes/evaluations {decodes / evaluations:.2f}{gain}",
+        f"{name:22} k={rows[0]['particles']:<3.0f} {means}"
+        f"  decodes/evaluations {decodes / evaluations:.2f}{gains}",
         flush=True,
     )
+
+
+def gain(rows: list[Row], base: list[Row]) -> str:
+    """The paired difference of the steered score with its interval over seeds."""
+    if len(rows) < 2:
+        return "needs more seeds"
+    reward = next(iter(rows[0]))
+    d = paired_difference([row[reward] for row in rows], [row[reward] for row in base])
+    return f"{d.mean:+.3f} [{d.low:+.3f}, {d.high:+.3f}]"
+
+
+def table(args: argparse.Namespace, model: Model, word: str) -> dict[str, list[Row]]:
+    """All rows of one model, printed, by method and budget."""
+    seeds = range(args.seeds)
+    plain = [cell(args, model, "none", None, seed) for seed in seeds]
+    rows = {f"{word} none": plain}
+    told(f"{word} none", plain, {})
+    for budget in args.budgets:
+        found = {
+            method: [cell(args, model, method, budget, seed) for seed in seeds]
+            for method in args.methods
+            if method != "none"
+        }
+        others = {"none": plain}
+        if "best_of_n" in found:
+            others["best_of_n"] = found["best_of_n"]
+        for method, own in found.items():
+            told(f"{word} {method} {budget}", own, others)
+            rows[f"{word} {method} {budget}"] = own
+    return rows
 
 
 def main() -> int:
@@ -118,23 +159,23 @@ def main() -> int:
     parser.add_argument("--reward", choices=REWARDS, default="shapes")
     parser.add_argument("--budgets", type=int, nargs="+", default=[40, 80])
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
-    parser.add_argument("--lora", help="an adapter; its cells need an --output of their own")
     parser.add_argument("--output", default="runs/steering_study")
+    parser.add_argument("--lora", help="an adapter: steer the tuned model as well")
+    parser.add_argument("--tuned-output", default="runs/steering_study_tuned")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    seeds = range(args.seeds)
-    pipe = load_pipeline(job(args, "none", None, 0).model, "cpu")
-    told("none", None, [cell(args, pipe, "none", None, seed) for seed in seeds], [])
-    for budget in args.budgets:
-        rows = {
-            method: [cell(args, pipe, method, budget, seed) for seed in seeds]
-            for method in args.methods
-            if method != "none"
-        }
-        reward = next(iter(next(iter(rows.values()))[0]))
-        base = [row[reward] for row in rows.get("best_of_n", [])]
-        for method, found in rows.items():
-            told(method, budget, found, base)
+    section = job(args, "none", None, 0, None).model
+    base = Model(pipe=load_pipeline(section, "cpu"), lora=None, cells=Path(args.output))
+    rows = table(args, base, "base")
+    if args.lora is None:
+        return 0
+    pipe = load_pipeline(section, "cpu")
+    tuned = table(args, Model(pipe=pipe, lora=args.lora, cells=Path(args.tuned_output)), "tuned")
+    plain = tuned["tuned none"]
+    for name, own in rows.items():
+        print(f"tuned none over {name}: {gain(plain, own)}", flush=True)
+        if (same := name.replace("base", "tuned")) != "tuned none":
+            print(f"{same} over {name}: {gain(tuned[same], own)}", flush=True)
     return 0
 
 

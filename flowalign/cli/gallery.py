@@ -10,12 +10,13 @@ HELP = "build one static page that compares runs, steps and the base model"
 EXAMPLE = """\
 example:
   flowalign gallery runs/nft runs/grpo_decay -o gallery      # then open gallery/index.html
+  flowalign gallery runs/shapes_steer_compare -o gallery     # methods of steering, family trees
 """
 
 
 def add_options(parser: Parser) -> None:
     """Arguments of `flowalign gallery`."""
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="directories of training runs")
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="directories of runs and steering jobs")
     option(parser, "--output", "-o", required=True, metavar="DIR", help="where the page goes")
     option(parser, "--title", metavar="TEXT", help="the page's title")
     parser.add_argument(

@@ -86,7 +86,8 @@ def build_gallery(
     """Write the gallery of `runs` into directory `output` and return its first page.
 
     `names` are shown instead of the folders' names. `steps` chooses the columns: "auto" (one run:
-    base and up to four more; several runs: base and last of each), "ends", "all", or steps. With
+    base and up to four more; several runs: base and last of each; all of a steering job), "ends",
+    "all", or steps. With
     `strict` a missing or unreadable picture is an error, otherwise it is counted on the page.
 
     Raises DataError, ConfigError, SecurityError, ResourceError; then nothing was written.
