@@ -16,7 +16,9 @@ example:
 
 def add_options(parser: Parser) -> None:
     """Arguments of `flowalign gallery`."""
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="directories of runs and steering jobs")
+    parser.add_argument(
+        "runs", nargs="+", metavar="RUN", help="directories of training runs and steering jobs"
+    )
     option(parser, "--output", "-o", required=True, metavar="DIR", help="where the page goes")
     option(parser, "--title", metavar="TEXT", help="the page's title")
     parser.add_argument(
