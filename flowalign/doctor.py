@@ -23,6 +23,7 @@ EXTRAS = {  # what an extra is for, in the words of the table
     "judge": "judges and reward servers",
     "server": "`flowalign serve`",
     "open-clip": "reward open_clip",
+    "ocr": "reward ocr",
     "data": "data sets in parquet files",
 }
 _REQUIREMENT = re.compile(

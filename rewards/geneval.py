@@ -27,6 +27,7 @@ Cost       one detector pass a picture, pictures one by one, and one CLIP pass a
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -125,6 +126,9 @@ class GenEval:
                 what = f"the detector answered a {type(one).__name__} as an object"
                 fix = "answer `flowalign.detection.objects.Found`"
                 raise RewardError("RWD-DETECTOR", WHERE, what, fix)
+            if not all(math.isfinite(number) for number in (one.score, *one.box)):
+                what = f"the detector answered {one.score} for a box {one.box}"
+                raise RewardError("RWD-DETECTOR", WHERE, what, "answer finite numbers")
         return rows
 
 

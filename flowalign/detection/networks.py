@@ -20,7 +20,7 @@ from transformers import AutoImageProcessor, AutoModelForObjectDetection, PreTra
 
 from flowalign.config.suggest import did_you_mean
 from flowalign.detection.objects import Found
-from flowalign.errors import CheckpointError, ConfigError
+from flowalign.errors import CheckpointError, ConfigError, ResourceError
 from flowalign.media import to_uint8
 from flowalign.model_files import check_weights_file
 from flowalign.pretrained import frozen_model, model_source, readable
@@ -124,15 +124,20 @@ def transformers_detector(
     """Read a detector from a folder or the Hub: safetensors only, no code."""
     where = f"reward `geneval`, model `{name}`"
     source, commit = model_source(name, where), revision or "main"
-    model = frozen_model(
-        AutoModelForObjectDetection,
-        source,
-        revision=commit,
-        where=where,
-        kind=KIND,
-        device=device,
-        attention="eager",  # the one that every architecture has
-    )
+    try:
+        model = frozen_model(
+            AutoModelForObjectDetection,
+            source,
+            revision=commit,
+            where=where,
+            kind=KIND,
+            device=device,
+            attention="eager",  # the one that every architecture has
+        )
+    except ImportError as error:  # the first DETRs have their backbone from timm
+        what = f"needs a package that is missing: {str(error).strip().splitlines()[0][:200]}"
+        fix = "pip install timm, or name a detector without it, such as a YOLOS or an RT-DETR"
+        raise ResourceError("ENV-PACKAGE", where, what, fix) from error
     with readable(where, KIND):
         processor = AutoImageProcessor.from_pretrained(
             source, revision=commit, trust_remote_code=False

@@ -9,7 +9,11 @@ import torch
 from safetensors.torch import save_file
 from torch.nn import functional as F
 from torchvision.models import get_model
-from transformers import YolosForObjectDetection, YolosImageProcessor
+from transformers import (
+    AutoModelForObjectDetection,
+    YolosForObjectDetection,
+    YolosImageProcessor,
+)
 
 from flowalign.config.rewards_rules import GENEVAL_COLOURS, GenEvalReward
 from flowalign.detection.colours import (
@@ -22,7 +26,13 @@ from flowalign.detection.colours import (
 )
 from flowalign.detection.networks import torchvision_detector, transformers_detector
 from flowalign.detection.objects import Found
-from flowalign.errors import CheckpointError, ConfigError, FlowalignError, SecurityError
+from flowalign.errors import (
+    CheckpointError,
+    ConfigError,
+    FlowalignError,
+    ResourceError,
+    SecurityError,
+)
 from flowalign.media import to_uint8
 from flowalign.reward_check import check_reward
 from flowalign.rewards.clip import load_towers
@@ -160,6 +170,15 @@ def test_what_is_no_detector(
     whole = {"name": "geneval", "metadata": str(path), **given}
     with pytest.raises(error, match=words):
         from_config(GenEvalReward.model_validate(whole), device=CPU)
+
+
+def test_a_package_that_is_missing_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def absent(*args: object, **settings: object) -> None:
+        raise ImportError("this model requires the timm library\nmore")
+
+    monkeypatch.setattr(AutoModelForObjectDetection, "from_pretrained", absent)
+    with pytest.raises(ResourceError, match=r"requires the timm library; pip install timm"):
+        transformers_detector(str(folder / "yolos"), None, CPU)
 
 
 # Colours.

@@ -116,6 +116,11 @@ class Numbers(Corner):
         return [[1.0] for _ in pictures]
 
 
+class Nowhere(Corner):
+    def __call__(self, pictures):
+        return [[Found(label="light", box=(0, 0, 8, 8), score=float("nan"))] for _ in pictures]
+
+
 class Short(Corner):
     def __call__(self, pictures):
         return []
@@ -158,6 +163,7 @@ def test_a_detector_of_ones_own(code: Path) -> None:
         ("function", "is no detector"),
         ("Absent", "has no attribute"),
         ("Numbers", "answered a float as an object"),
+        ("Nowhere", "answered nan for a box"),
         ("Short", "for 1 pictures"),
     ],
 )
