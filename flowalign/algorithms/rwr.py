@@ -80,8 +80,8 @@ class RWR:
 
     @property
     def needs(self) -> Needs:
-        """The finished samples of any solver."""
-        return Needs()
+        """The finished samples of any solver; a control variate asks the old policy as well."""
+        return Needs(old=self.config.control_variate)
 
     @property
     def num_updates(self) -> int:

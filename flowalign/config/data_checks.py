@@ -35,6 +35,9 @@ def data_rule(config: RunConfig) -> Iterator[Problem]:
         what = "`rollout` asks for the levels of a sampling schedule, and data have none"
         fix = "use density uniform or logit_normal"
         yield _conflict(("algorithm", "levels", "density"), what, fix)
+    if isinstance(algorithm, SFTConfig | RWRConfig) and algorithm.control_variate:
+        what = "takes the policy for the mean of its samples, and data were drawn by others"
+        yield _conflict(("algorithm", "control_variate"), what, "leave it out")
     yield from _drawing(config)
 
 

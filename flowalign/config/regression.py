@@ -75,6 +75,10 @@ class SFTConfig(Section):
     """Share of samples that are trained with the empty prompt; 0.1 keeps guidance usable."""
     updates_per_rollout: Annotated[int, Field(ge=1)] = 1
     """Optimiser steps from one rollout; groups are split over them."""
+    control_variate: bool = False  # ours
+    """Regress on the policy that drew the samples what all samples of a prompt have in common, and
+    on the samples only what sets them apart: the same aim with far less noise, for one more pass.
+    Not on data, whose mean the policy does not know."""
     advantage: ScoreConfig = ScoreConfig()
     """What the samples of a group are ranked by."""
 
@@ -107,6 +111,10 @@ class RWRConfig(Section):
     """Share of samples that are trained with the empty prompt; 0.1 keeps guidance usable."""
     updates_per_rollout: Annotated[int, Field(ge=1)] = 1
     """Optimiser steps from one rollout; groups are split over them."""
+    control_variate: bool = False  # ours
+    """Regress on the policy that drew the samples what all samples of a prompt have in common, and
+    on the samples only what sets them apart: the same aim with far less noise, for one more pass.
+    Not on data, whose mean the policy does not know."""
 
 
 class DPOConfig(Section):

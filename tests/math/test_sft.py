@@ -50,6 +50,7 @@ def exact_batch(data: GaussianData, t: Tensor, weight: Any = torch.ones_like) ->
         eps=eps[:, None],
         t=t,
         credit=credit * weight(x0),
+        baseline=torch.zeros(1600, dtype=torch.float64),
         blank=torch.zeros(1600, dtype=torch.bool),
         cond=Cond(batched={"shift": torch.zeros(1600)}, shared={}, size=1600),
         weight=1.0,
