@@ -52,6 +52,16 @@ INSTRUCTION = (
     f"Rating: {TOKENS[2]}"
 )
 Pass = tuple[Tensor, Tensor, dict[int, str]]  # scores (M, 3), rows (M,), reasons by row
+Key = list[tuple[weakref.ref[Tensor], int, str]]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Remembered:
+    """One pass, for each of the rewards that share it once: who asks again wants a new one."""
+
+    key: Key
+    found: Pass
+    served: set[tuple[int, ...]]  # columns of the rewards
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, weakref_slot=True)
@@ -65,18 +75,21 @@ class Judge:
     least: int  # pixels of a frame
     most: int
     batch_size: int
-    last: list[tuple[list[tuple[weakref.ref[Tensor], int, str]], Pass]] = field(
-        default_factory=list
-    )
+    last: list[Remembered] = field(default_factory=list)  # one at most
 
-    def scores(self, samples: Sequence[Sample]) -> Pass:
-        """Normalised VQ, MQ and TA of the M samples that can be asked about."""
+    def scores(self, samples: Sequence[Sample], columns: tuple[int, ...]) -> Pass:
+        """Normalised VQ, MQ and TA of the M samples that can be asked about.
+
+        `columns` are those that the reward reads; they tell the rewards apart.
+        """
         if torch.is_grad_enabled() and any(sample.media.requires_grad for sample in samples):
             return self._pass(samples)  # a graph serves one backward pass
-        if self.last and _same(self.last[0][0], samples):
-            return self.last[0][1]
+        for one in self.last:
+            if columns not in one.served and _same(one.key, samples):
+                one.served.add(columns)
+                return one.found
         found = self._pass(samples)
-        self.last[:] = [(_key(samples), found)]
+        self.last[:] = [Remembered(key=_key(samples), found=found, served={columns})]
         return found
 
     def _pass(self, samples: Sequence[Sample]) -> Pass:
@@ -103,12 +116,12 @@ class Judge:
         return sample.media[chosen_frames(len(sample.media), sample.rate, fps=self.fps)]
 
 
-def _key(samples: Sequence[Sample]) -> list[tuple[weakref.ref[Tensor], int, str]]:
+def _key(samples: Sequence[Sample]) -> Key:
     """What a pass depends on; media are held weakly and their changes in place are seen."""
     return [(weakref.ref(s.media), s.media._version, s.prompt) for s in samples]
 
 
-def _same(key: list[tuple[weakref.ref[Tensor], int, str]], samples: Sequence[Sample]) -> bool:
+def _same(key: Key, samples: Sequence[Sample]) -> bool:
     return len(key) == len(samples) and all(
         media() is s.media and version == s.media._version and prompt == s.prompt
         for (media, version, prompt), s in zip(key, samples, strict=True)
@@ -136,7 +149,7 @@ class VideoRewardScore:
         Raises SampleFailuresError for prompts with the model's own tokens, and for frames more
         elongated than 200 : 1.
         """
-        scores, rows, reasons = self.judge.scores(samples)
+        scores, rows, reasons = self.judge.scores(samples, self.columns)
         return answer(scores[:, list(self.columns)].sum(-1), rows, dict(reasons), len(samples))
 
 

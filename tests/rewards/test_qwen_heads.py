@@ -228,10 +228,13 @@ def test_dimensions_share_one_model_and_one_pass(folder: Path) -> None:
         terms = suite.score(samples).terms
         assert len(passes) == 1
         torch.testing.assert_close(terms["VQ"] + terms["MQ"] + terms["TA"], terms["overall"])
+        again = suite.score(samples).terms  # whoever asks again gets a new pass
+        assert len(passes) == 2
+        assert torch.equal(again["TA"], terms["TA"])
         samples[0].media.mul_(0.5)  # seen although it is the same tensor
         changed = suite.score(samples).terms
     handle.remove()
-    assert len(passes) == 2
+    assert len(passes) == 3
     assert abs(float(changed["VQ"][0] - terms["VQ"][0])) > 1e-3
 
 
