@@ -76,7 +76,7 @@ class Population(FileModel):
     looks: list[dict[str, Any]]
     reward: Rewards
     log_weight: list[Number | None] | None = None
-    returned: list[Place]
+    returned: Annotated[list[Place], Field(min_length=1)]
 
 
 class Ancestry(FileModel):

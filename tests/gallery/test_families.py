@@ -8,10 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jinja2
 import pytest
 
 from flowalign.errors import DataError, SecurityError
-from flowalign.gallery import build_gallery
+from flowalign.gallery import build_gallery, page
 from flowalign.gallery.ancestry import Population, family_of
 from flowalign.gallery.collect import read_run
 from flowalign.gallery.columns import align, choose_columns
@@ -97,8 +98,7 @@ def test_a_tree_is_drawn_to_scale() -> None:
 
 def test_the_page(tmp_path: Path) -> None:
     """A tree for each steered column and prompt, closed; columns are called by their methods."""
-    page = build_gallery([write_job(tmp_path / "job", num_prompts=3)], tmp_path / "out")
-    text = page.read_text()
+    text = build_gallery([write_job(tmp_path / "job", num_prompts=3)], tmp_path / "out").read_text()
     assert text.count('<details class="trees">') == 3
     assert text.count('aria-label="Family tree: ') == 6
     assert text.count(">returned</text>") == 6
@@ -154,6 +154,7 @@ DAMAGES: list[tuple[Change, str]] = [
     (lambda p: p.update(reward=[]), "populations.0.reward"),
     (lambda p: p.update(returned=[4]), "returned is no place"),
     (lambda p: p.update(returned=[2.5]), "populations.0.returned.0"),
+    (lambda p: p.update(returned=[]), "populations.0.returned"),
     (lambda p: p.update(log_weight=[0.0]), "log_weight is not one for each particle"),
     (lambda p: p.update(prompt="another"), "is of a prompt that has no scores"),
     (lambda p: p.update(prompt_id=99), "is of a prompt that has no scores"),
@@ -255,11 +256,11 @@ def test_pages_stay_small(tmp_path: Path) -> None:
     build_gallery([job], tmp_path / "out")
     pages = list((tmp_path / "out").glob("*.html"))
     assert len(pages) > 1
-    assert all(page.stat().st_size <= 5_000_000 for page in pages)
+    assert all(path.stat().st_size <= 5_000_000 for path in pages)
 
 
-def test_nothing_becomes_markup(tmp_path: Path) -> None:
-    """Payloads as prompts, as names of methods, and as names of costs."""
+def test_nothing_becomes_markup(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Payloads as prompts, as names of methods, and as names of costs; control: not escaped."""
     labels = PAYLOADS[: len(HISTORIES)]
     costs = {"network_evaluations": 40.0, **dict.fromkeys(PAYLOADS, 1.0)}
     job = write_job(
@@ -271,3 +272,12 @@ def test_nothing_becomes_markup(tmp_path: Path) -> None:
         costs=costs,
     )
     assert_text_only(build_gallery([job], tmp_path / "out"), PAYLOADS)
+    escaping = page._environment
+
+    def careless() -> jinja2.Environment:
+        environment = escaping()
+        environment.autoescape = False
+        return environment
+
+    monkeypatch.setattr(page, "_environment", careless)
+    assert Page(build_gallery([job], tmp_path / "careless").read_text()).findings
