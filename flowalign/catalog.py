@@ -239,6 +239,11 @@ METHODS = (
         doc="gradient ascent on the initial noise of a few-step model (ReNO)",
         target="flowalign.steering.noise_cases:climbed",
     ),
+    Entry(
+        name="flow_nrg",
+        doc="guidance by a reward network on noisy latents, weights of its heads chosen now",
+        target="flowalign.steering.noisy_guidance:GuidedChain",
+    ),
 )
 
 SAMPLERS = (

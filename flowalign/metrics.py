@@ -165,6 +165,7 @@ def open_trackers(
 
 class Progress:
     """One line: step, reward, samples per second, time left. Rewritten in place on a terminal.
+    `label` says what the number is where it is no reward.
 
     Elsewhere a line is printed at most every `interval_s`. A reader that went away (`| head -1`)
     silences it and nothing else.
@@ -177,7 +178,9 @@ class Progress:
         start: int = 0,
         stream: TextIO | None = None,
         interval_s: float = 10.0,
+        label: str = "reward",
     ) -> None:
+        self._label = label
         self._total, self._done = total, start
         self._stream: TextIO | None = sys.stdout if stream is None else stream
         self._terminal = self._stream is not None and _is_terminal(self._stream)
@@ -202,7 +205,7 @@ class Progress:
         seconds = max(end - begin, 1e-9)
         left = (self._total - last) * seconds / max(last - first, 1)
         return (
-            f"step {last}/{self._total}  reward {reward:.3f}  "
+            f"step {last}/{self._total}  {self._label} {reward:.3f}  "
             f"{(after - before) / seconds:.1f} samples/s  {_clock(left)} left"
         )
 

@@ -3,7 +3,8 @@
 Measures   things, colours, sizes, count, relation and background, from pixels alone.
            Modes: `flat`, the verifier's soft score; `strict`, 1 when everything is exact, else 0;
            `hierarchical`, the weighted mean of its global, subject and relation levels, where a
-           prompt without a relation has no relation level (it is left out, not counted as 1).
+           prompt without a relation has no relation level (it is left out, not counted as 1);
+           and single parts: `colour`, `count`, `relation` (masked for a prompt without one).
 Range      [0, 1], higher is better; a picture of another prompt scores below 0.15.
 Source     the three levels follow HiCoGen (arXiv 2511.19965), R = R_global + R_subj + R_rel. We
            differ: a weighted mean instead of a sum, so that scores of prompts with and without
@@ -27,6 +28,7 @@ from flowalign.config.rewards import ShapesReward
 from flowalign.errors import RewardError
 from flowalign.types import Modality, Sample
 from flowalign.worlds.shapes.grammar import parse
+from flowalign.worlds.shapes.parts import colour_share, right_count
 from flowalign.worlds.shapes.verifier import verify
 
 
@@ -39,27 +41,34 @@ class ShapesScore:
     differentiable: bool = False
     group_only: bool = False
     score_range: tuple[float, float] = (0.0, 1.0)
-    mode: Literal["flat", "hierarchical", "strict"] = "flat"
+    mode: Literal["flat", "hierarchical", "strict", "colour", "count", "relation"] = "flat"
     global_weight: float = 1.0
     subject_weight: float = 1.0
     relation_weight: float = 1.0
 
     def __call__(self, samples: Sequence[Sample]) -> tuple[Tensor, Tensor]:
-        """(score (N,), valid (N,)); valid everywhere."""
-        values = torch.zeros(len(samples))
+        """(score (N,), valid (N,)); valid everywhere but for `relation`."""
+        values, valid = torch.zeros(len(samples)), torch.ones(len(samples), dtype=torch.bool)
         for prompt in dict.fromkeys(sample.prompt for sample in samples):
             _check_prompt(prompt)
         for rows in _rows_by_size(samples):
             pictures = torch.stack([samples[row].media for row in rows]).float().cpu()
-            verdict = verify(pictures, [samples[row].prompt for row in rows])
+            prompts = [samples[row].prompt for row in rows]
+            verdict = verify(pictures, prompts)
             if self.mode == "strict":
                 values[rows] = verdict.strict.float()
             elif self.mode == "flat":
                 values[rows] = verdict.score
+            elif self.mode == "colour":
+                values[rows] = colour_share(verdict, prompts)
+            elif self.mode == "count":
+                values[rows] = right_count(verdict, prompts)
+            elif self.mode == "relation":
+                values[rows], valid[rows] = verdict.relation, verdict.has_relation
             else:
                 levels = torch.stack([verdict.global_score, verdict.subject, verdict.relation])
                 values[rows] = hierarchical(levels, verdict.has_relation, self._weights())
-        return values, torch.ones(len(samples), dtype=torch.bool)
+        return values, valid
 
     def _weights(self) -> Tensor:
         return torch.tensor([self.global_weight, self.subject_weight, self.relation_weight])

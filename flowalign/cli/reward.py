@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 from types import ModuleType
 
-from flowalign.cli import reward_check, reward_fit
+from flowalign.cli import reward_check, reward_fit, reward_noisy
 from flowalign.cli.options import Parser
 
-HELP = "check a reward: purity, gradients, range, speed; fit one to preference pairs"
+HELP = "check a reward, fit one to preference pairs, train one on noisy latents"
 EXAMPLE = """\
 examples:
   flowalign reward check jpeg                                  # on built-in pictures
@@ -16,7 +16,11 @@ examples:
   flowalign reward fit pairs.jsonl -o head.safetensors         # a head for reward `aesthetic`
 """
 
-ACTIONS: dict[str, ModuleType] = {"check": reward_check, "fit": reward_fit}
+ACTIONS: dict[str, ModuleType] = {
+    "check": reward_check,
+    "fit": reward_fit,
+    "train-noisy": reward_noisy,
+}
 
 
 def add_options(parser: Parser) -> None:

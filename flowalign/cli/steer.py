@@ -87,9 +87,11 @@ def tell_one(result: SteerResult) -> None:
         before = "" if baseline is None else f"{baseline.mean(name):.4f} -> "
         print(f"{name:{width}}  {before}{steered.mean(name):.4f}")
     costs = steered.costs
+    passes = costs.noisy_reward_passes
+    guided = f"{passes} passes of the noisy reward, " if passes else ""
     print(
         f"{steered.method}, {steered.particles} particles: "
-        f"{costs.network_evaluations} network evaluations, {costs.decodes} decodes, "
+        f"{costs.network_evaluations} network evaluations, {guided}{costs.decodes} decodes, "
         f"{costs.reward_calls} reward calls, {costs.seconds:.1f} s, "
         f"{costs.peak_memory_mib:.0f} MiB at most"
     )

@@ -15,6 +15,7 @@ from flowalign.config.level_checks import levels_rule, whole_groups_rule
 from flowalign.config.mix_checks import mixes_rule
 from flowalign.config.model_sizes import autoencoder, spatial_factor, temporal_factor
 from flowalign.config.monitor_checks import monitor_rule
+from flowalign.config.noisy_reward import NoisyRewardConfig
 from flowalign.config.problems import Problem
 from flowalign.config.rules_checks import rules_rule
 from flowalign.config.sampling import FirstKNoise, HiCoGenNoise, SamplerConfig, WindowNoise
@@ -28,7 +29,8 @@ from flowalign.config.trajectory_checks import TRAJECTORY_RULES
 from flowalign.config.yaml12 import KeyPath
 from flowalign.worlds.shapes.scene import CATEGORIES
 
-Drawing = RunConfig | SteerConfig  # what the rules of model, sampler and rewards have in common
+# What the rules of model, sampler and rewards have in common.
+Drawing = RunConfig | SteerConfig | NoisyRewardConfig
 
 CONFLICT = "CFG-CONFLICT"
 DEVICE = re.compile(r"auto|cpu|mps|cuda(:[0-9]{1,3})?")

@@ -6,11 +6,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-from flowalign.config import checks, steer_checks
+from flowalign.config import checks, noisy_checks, steer_checks
+from flowalign.config.noisy_reward import NoisyRewardConfig
 from flowalign.config.problems import Problem
 from flowalign.config.sampling import Section
 from flowalign.config.schema import RunConfig
-from flowalign.config.shorthand import write_out, write_out_steering
+from flowalign.config.shorthand import write_out, write_out_noisy, write_out_steering
 from flowalign.config.steering import SteerConfig
 from flowalign.config.tree import variant_names
 
@@ -45,14 +46,25 @@ STEER = Job(
     short_forms=("model", "sampler", "method", "prompts"),
     schema_file="steer_schema.json",
 )
-JOBS: Mapping[str, Job[Any]] = {job.command: job for job in (TRAIN, STEER)}
+NOISY = Job(
+    command="reward train-noisy",
+    root=NoisyRewardConfig,
+    rules=noisy_checks.RULES,
+    write_out=write_out_noisy,
+    short_forms=("model", "sampler", "objective", "prompts"),
+    schema_file="noisy_reward_schema.json",
+)
+JOBS: Mapping[str, Job[Any]] = {job.command: job for job in (TRAIN, STEER, NOISY)}
 
 
 def command_of(data: Mapping[str, Any]) -> str | None:
-    """The command that a raw config is for: it names an algorithm, or a way of steering."""
+    """The command that a raw config is for: it names an algorithm, an objective or a method."""
     method = data.get("method")
     name = method.get("name") if isinstance(method, Mapping) else method
-    if "algorithm" in data:
-        return None if "method" in data else TRAIN.command
+    named = [key for key in ("algorithm", "objective", "method") if key in data]
+    if len(named) != 1:
+        return None
+    if named[0] != "method":
+        return TRAIN.command if named[0] == "algorithm" else NOISY.command
     methods = variant_names(SteerConfig.model_fields["method"].annotation)
     return STEER.command if isinstance(name, str) and name in methods else None

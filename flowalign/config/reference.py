@@ -23,7 +23,7 @@ def json_schema(job: Job[Any]) -> dict[str, Any]:
         properties[name] = _or_text(properties[name])
     if "prompts" in job.short_forms:
         properties["prompts"]["anyOf"].append({"type": "array", "items": {"type": "string"}})
-    for name in ("rewards", "held_out_rewards"):
+    for name in {"rewards", "held_out_rewards"} & set(properties):
         properties[name]["items"] = _or_text(properties[name]["items"])
         properties[name] = _or_text(properties[name])
     if "CompareConfig" in schema["$defs"]:

@@ -21,8 +21,10 @@ class ShapesReward(RewardBase):
     """The exact verifier of the shapes world."""
 
     name: Literal["shapes"]
-    mode: Literal["flat", "hierarchical", "strict"] = "flat"
-    """Soft score; weighted global + subject + relation (HiCoGen); or 1 only when all is exact."""
+    mode: Literal["flat", "hierarchical", "strict", "colour", "count", "relation"] = "flat"
+    """Soft score; weighted global + subject + relation (HiCoGen); 1 only when all is exact; or one
+    part: share of the named colours that are there, right number of things, or the relation, where
+    prompts without one have no score."""
     global_weight: Annotated[float, Field(ge=0)] = 1.0
     """Weight of the whole picture in `hierarchical`."""
     subject_weight: Annotated[float, Field(ge=0)] = 1.0

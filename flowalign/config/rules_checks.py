@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from flowalign.config.noisy_reward import NoisyRewardConfig
 from flowalign.config.problems import Problem
 from flowalign.config.rewards_rules import GenEvalReward
 from flowalign.config.schema import RunConfig
@@ -25,7 +26,7 @@ OF_DETECTORS = {
 }
 
 
-def rules_rule(config: RunConfig | SteerConfig) -> Iterator[Problem]:
+def rules_rule(config: RunConfig | SteerConfig | NoisyRewardConfig) -> Iterator[Problem]:
     """Detectors of `geneval` have what they need and nothing of another."""
     for section, entries in (
         ("rewards", config.rewards),

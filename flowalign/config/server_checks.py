@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 from urllib.parse import urlsplit
 
+from flowalign.config.noisy_reward import NoisyRewardConfig
 from flowalign.config.problems import Problem
 from flowalign.config.rewards import PAIRWISE, JudgeReward, RemoteReward, ServedBase
 from flowalign.config.schema import RunConfig
@@ -16,7 +17,7 @@ CODE = "CFG-CONFLICT"
 VARIABLE = re.compile(r"[A-Z_][A-Z0-9_]{0,99}")
 
 
-def served_rule(config: RunConfig | SteerConfig) -> Iterator[Problem]:
+def served_rule(config: RunConfig | SteerConfig | NoisyRewardConfig) -> Iterator[Problem]:
     """Rewards that live on a server."""
     for section, entries in (
         ("rewards", config.rewards),

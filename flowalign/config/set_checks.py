@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from flowalign.config.dragon import DRAGONConfig
+from flowalign.config.noisy_reward import NoisyRewardConfig
 from flowalign.config.problems import Problem
 from flowalign.config.rewards import ExemplarBase, is_set
 from flowalign.config.schema import RunConfig
@@ -54,7 +55,7 @@ def no_sets_rule(config: SteerConfig) -> Iterator[Problem]:
                 yield _conflict((section, index, "name"), what, fix)
 
 
-def exemplars_rule(config: RunConfig | SteerConfig) -> Iterator[Problem]:
+def exemplars_rule(config: RunConfig | SteerConfig | NoisyRewardConfig) -> Iterator[Problem]:
     """Built-in exemplars have these names."""
     for section, entries in (
         ("rewards", config.rewards),

@@ -46,6 +46,14 @@ def _compared(entry: Any) -> Any:
     return entry
 
 
+def write_out_noisy(data: Mapping[str, Any]) -> dict[str, Any]:
+    """The same for a noisy reward: `objective: soft_value`, and prompts as a source or a list."""
+    result = write_out_steering(data)
+    if isinstance(result.get("objective"), str):
+        result["objective"] = {"name": result["objective"]}
+    return result
+
+
 def reward(value: Any) -> Any:
     """`clip` as `{name: clip}`, `my.py:Sharpness` as `{name: code, target: ...}`."""
     if not isinstance(value, str):

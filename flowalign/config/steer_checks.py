@@ -18,8 +18,10 @@ from flowalign.config.checks import (
     unit_interval_rule,
 )
 from flowalign.config.compare_checks import compare_rule, every_method
+from flowalign.config.flow_nrg import FlowNRGConfig
 from flowalign.config.noise_checks import NOISE_RULES
 from flowalign.config.noise_methods import NoiseOptimizationConfig, NoiseSearchConfig
+from flowalign.config.noisy_card import read_card
 from flowalign.config.problems import Problem
 from flowalign.config.rules_checks import rules_rule
 from flowalign.config.server_checks import served_rule
@@ -33,6 +35,7 @@ from flowalign.config.steering import (
 )
 from flowalign.config.suggest import did_you_mean
 from flowalign.config.trajectory_checks import no_recorded_rule
+from flowalign.errors import CheckpointError
 
 
 def _prompts(config: SteerConfig) -> Iterator[Problem]:
@@ -96,13 +99,31 @@ def _budget(config: SteerConfig) -> Iterator[Problem]:
         yield conflict(("budget",), what, f"at least sampler.num_steps {config.sampler.num_steps}")
 
 
+def _noisy_reward(config: SteerConfig) -> Iterator[Problem]:
+    method = config.method
+    if not isinstance(method, FlowNRGConfig):
+        return
+    if method.stop > method.start:
+        what = f"level {method.start:g} is below stop {method.stop:g}, so no level is guided"
+        yield conflict(("method", "start"), what, f"at least {method.stop:g}; 1 is noise")
+    try:
+        names = read_card(method.reward).names
+    except CheckpointError as error:
+        yield conflict(("method", "reward"), f"{error.where}: {error.what}", error.fix)
+        return
+    for name in method.weights:
+        if name not in names:
+            what = f"the reward `{method.reward}` has no head `{name}`"
+            yield conflict(("method", "weights", name), what, did_you_mean(name, names))
+
+
 RULES: tuple[Callable[[SteerConfig], Iterator[Problem]], ...] = (
     output_rule,
     device_rule,
     _prompts,
     schedule_rule,
     unit_interval_rule,
-    every_method(_noise, _looks, _tempering, _budget, *NOISE_RULES),
+    every_method(_noise, _looks, _tempering, _noisy_reward, _budget, *NOISE_RULES),
     compare_rule,
     rewards_rule,
     hierarchy_rule,

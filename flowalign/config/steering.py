@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from flowalign.config.flow_nrg import FlowNRGConfig
 from flowalign.config.noise_methods import NoiseOptimizationConfig, NoiseSearchConfig
 from flowalign.config.rewards import RewardConfig
 from flowalign.config.sampling import SamplerConfig, Section
@@ -111,7 +112,8 @@ MethodConfig = Annotated[
     | FKConfig
     | SVDDConfig
     | NoiseSearchConfig
-    | NoiseOptimizationConfig,
+    | NoiseOptimizationConfig
+    | FlowNRGConfig,
     Field(discriminator="name"),
 ]
 

@@ -6,9 +6,10 @@ a call is cut into several.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
+from flowalign.config.flow_nrg import FlowNRGConfig
 from flowalign.config.noise_methods import NoiseOptimizationConfig, NoiseSearchConfig
 from flowalign.config.steering import (
     BestOfNConfig,
@@ -30,6 +31,7 @@ from flowalign.steering.chain import PipelineChain
 from flowalign.steering.costs import Costs
 from flowalign.steering.feynman_kac import Steering, feynman_kac
 from flowalign.steering.judges import Judge
+from flowalign.steering.noisy_guidance import Loaded, guided_chain
 from flowalign.steering.outcome import Population
 from flowalign.steering.populations import of_contest, of_descent, of_outcome
 from flowalign.steering.potentials import POTENTIALS
@@ -54,6 +56,7 @@ class Parts:
     costs: Costs
     proposal: Proposal | None = None
     search_plan: Plan | None = None  # where noises are searched with fewer steps
+    noisy_rewards: Mapping[str, Loaded] = field(default_factory=dict)  # of flow_nrg
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -129,6 +132,11 @@ def run_chunk(
         case NoiseOptimizationConfig():
             chain, judge = walkers(parts, owners, 1, "decode")
             return noise_cases.climbed(chain, judge, method, prompts)
+        case FlowNRGConfig():
+            chain, judge = walkers(parts, owners, particles, "decode")
+            guided = guided_chain(chain, method, parts.noisy_rewards[method.reward])
+            ended = best_of_n.best_of_n(guided, judge, (), groups=groups, candidates=particles)
+            return of_contest(ended, prompts, returned="best")
 
 
 def walkers(
@@ -222,7 +230,7 @@ def evaluations(method: MethodConfig, plan: Plan, particles: int) -> int:
 
 
 def particles_of(method: MethodConfig, plan: Plan, budget: int | None) -> int:
-    """Particles of a population: as given, as many as `budget` pays, or 4.
+    """Particles of a population: as given, as many as `budget` pays, or 4 (1 with flow_nrg).
 
     Raises:
         ConfigError: the budget does not pay one.
@@ -231,7 +239,7 @@ def particles_of(method: MethodConfig, plan: Plan, budget: int | None) -> int:
     if given is not None:
         return given
     if budget is None:
-        return DEFAULT_PARTICLES
+        return 1 if isinstance(method, FlowNRGConfig) else DEFAULT_PARTICLES
     if evaluations(method, plan, 1) > budget:
         what = f"{budget} evaluations, and one sample takes {evaluations(method, plan, 1)}"
         raise ConfigError("CFG-BUDGET", "budget", what, "raise it, or take fewer steps")
@@ -248,7 +256,7 @@ def given_particles(method: MethodConfig) -> int | None:
             return 1
         case FKConfig():
             return method.particles
-        case BestOfNConfig() | SVDDConfig():
+        case BestOfNConfig() | SVDDConfig() | FlowNRGConfig():
             return method.candidates
         case NoiseSearchConfig() | NoiseOptimizationConfig():
             return noise_cases.size_of(method)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from diffusers import DiffusionPipeline
@@ -13,7 +13,7 @@ from torch import Tensor
 from flowalign.config.compare_checks import entries
 from flowalign.config.noise_methods import NoiseOptimizationConfig
 from flowalign.config.schema import PromptsConfig
-from flowalign.config.steering import MethodConfig, SteerConfig
+from flowalign.config.steering import MethodConfig, SteerConfig, SteerPromptsConfig
 from flowalign.errors import ConfigError, ProcessError
 from flowalign.evaluation import chosen_prompts
 from flowalign.lora import merged_lora
@@ -28,6 +28,7 @@ from flowalign.scoring import RewardSuite, build_suite
 from flowalign.steering.costs import Costs
 from flowalign.steering.methods import Parts, particles_of, populations
 from flowalign.steering.noise_cases import search_plan, settled
+from flowalign.steering.noisy_guidance import Loaded, noisy_rewards
 from flowalign.steering.outcome import Population, Steered
 from flowalign.steering.reward_gradients import check_differentiable
 from flowalign.types import Sample
@@ -43,6 +44,7 @@ class SteeringSession:
     suite: RewardSuite  # steers
     held_out: RewardSuite  # scores what is returned
     cache: PromptCache
+    noisy_rewards: Mapping[str, Loaded] = field(default_factory=dict)  # of flow_nrg, by name
 
 
 def assemble_steering(
@@ -70,23 +72,28 @@ def assemble_steering(
         suite=suite,
         held_out=held_out,
         cache=PromptCache(generator),
+        noisy_rewards=noisy_rewards(config, generator),
     )
 
 
-def check_alone(processes: Processes) -> None:
-    """Steering runs in one process."""
+def check_alone(processes: Processes, command: str = "flowalign steer") -> None:
+    """Steering, and what prepares it, runs in one process."""
     if processes.count > 1:
         raise ProcessError(
             "PROC-STEER",
-            "flowalign steer",
-            f"{processes.count} processes, and steering uses one",
+            command,
+            f"{processes.count} processes, and it uses one",
             "start it without torchrun; give every process its own prompts and output",
         )
 
 
 def prompts_of(config: SteerConfig) -> list[Prompt]:
     """The prompts of a job; a limited number are those that a training run evaluates."""
-    settings = config.prompts
+    return read_steer_prompts(config.prompts, config.seed)
+
+
+def read_steer_prompts(settings: SteerPromptsConfig, seed: int) -> list[Prompt]:
+    """The prompts of a section, limited by the seed."""
     reading = PromptsConfig(
         categories=settings.categories,
         duplicates=settings.duplicates,
@@ -95,7 +102,7 @@ def prompts_of(config: SteerConfig) -> list[Prompt]:
     prompts = read_prompts(settings.source, config=reading, origin="prompts.source")
     if settings.num_prompts is None:
         return prompts
-    return chosen_prompts(prompts, settings.num_prompts, config.seed, "evaluation prompts")
+    return chosen_prompts(prompts, settings.num_prompts, seed, "evaluation prompts")
 
 
 def rewards_of(
@@ -142,6 +149,7 @@ def run_method(
         batch_size=config.batch_size,
         costs=costs,
         search_plan=search_plan(session.generator, method, config.sampler, seed=config.seed),
+        noisy_rewards=session.noisy_rewards,
     )
     particles = particles_of(method, plan, budget)
     with adapter_view(session), costs.measured(device_of(session.generator)):
