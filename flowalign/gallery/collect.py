@@ -11,6 +11,7 @@ from typing import Annotated
 from pydantic import ConfigDict, Field
 
 from flowalign.errors import ConfigError, DataError, SecurityError
+from flowalign.gallery.alarms import alarm_notes
 from flowalign.gallery.ancestry import read_families
 from flowalign.gallery.describe import describe
 from flowalign.gallery.files import (
@@ -42,12 +43,20 @@ class ScoreLine(FileModel):
     rationale: dict[str, str] = Field(default_factory=dict)
 
 
+class Monitored(FileModel):
+    """What the watch for reward hacking wrote into summary.json."""
+
+    alarms: tuple[str, ...] = ()
+    best_held_out_step: int | None = None
+
+
 class Summary(FileModel):
     """The part of summary.json that scores.jsonl does not tell."""
 
     train_seconds: Number | None = None
     trained: tuple[Label, ...] = ()
     held_out: tuple[Label, ...] = ()
+    monitor: Monitored = Monitored()
     method: Label | None = None
     label: Label | None = None
     budget: int | None = None
@@ -106,6 +115,7 @@ def read_run(folder: Path, name: str) -> Run:
     known = {name for e in evaluations for sample in e.samples.values() for name in sample.scores}
     training = tuple(_training(folder, known, notes))
     described = describe(folder, notes)
+    notes.extend(alarm_notes(evaluations))
     return Run(
         name=name,
         folder=folder,
@@ -191,6 +201,8 @@ def _evaluation(folder: Path, step: int, notes: list[str]) -> Evaluation:
         train_seconds=summary.train_seconds,
         trained=summary.trained,
         held_out=summary.held_out,
+        alarms=summary.monitor.alarms,
+        best_held_out=summary.monitor.best_held_out_step,
         steering=_steering(summary),
         families=read_families(folder, prompt_ids, notes),
     )

@@ -90,6 +90,8 @@ class Evaluation:
     train_seconds: float | None  # training time before it
     trained: tuple[str, ...]
     held_out: tuple[str, ...]
+    alarms: tuple[str, ...] = ()  # of the watch for reward hacking
+    best_held_out: int | None = None  # step of the highest held-out rewards until then
     steering: Steering | None = None  # of a steering job
     families: Mapping[PromptKey, tuple[Family, ...]] = field(default_factory=dict)
 
