@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from flowalign import peers
 from flowalign.config.schema import RolloutConfig, RunConfig
 from flowalign.errors import EXIT_INTERRUPTED, FlowalignError, StopRequested
 from flowalign.run_directory import RunDirectory, join_run, open_run
@@ -70,6 +71,12 @@ def train(
             pipe=pipe,
         )
     except BaseException as error:
+        found = peers.reason(run.root, error)
+        if found is not None:
+            record_end(run, found)
+            raise found from None
+        if run.world_size > 1 and not isinstance(error, StopRequested | KeyboardInterrupt):
+            peers.tell(run.root, int(os.environ.get("RANK", "0")), error)
         record_end(run, error)
         raise
     finally:
@@ -81,13 +88,15 @@ def enter_run(config: RunConfig, *, resume: bool, override_resume: Collection[st
     text = resolved_yaml(config)
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     if int(os.environ.get("RANK", "0")) == 0:
-        return open_run(
+        run = open_run(
             config.output,
             text,
             resume=resume,
             override_resume=override_resume,
             world_size=world_size,
         )
+        peers.forget(run.root)
+        return run
     return join_run(config.output, "", text, resume=resume, world_size=world_size)
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from flowalign.config.checks import DEVICE, DEVICES
 from flowalign.config.suggest import did_you_mean
 from flowalign.errors import ConfigError, ResourceError
+from flowalign.peers import noticed
 
 
 class Processes:
@@ -38,7 +39,8 @@ class Processes:
         if self.count == 1:
             return value
         total = value.to(self.device).clone()
-        dist.all_reduce(total, op=dist.ReduceOp.SUM)
+        with noticed("a sum"):
+            dist.all_reduce(total, op=dist.ReduceOp.SUM)
         return total.to(value.device)
 
     def largest(self, value: Tensor) -> Tensor:
@@ -46,7 +48,8 @@ class Processes:
         if self.count == 1:
             return value.clone()
         found = value.to(self.device).clone()
-        dist.all_reduce(found, op=dist.ReduceOp.MAX)
+        with noticed("a decision"):
+            dist.all_reduce(found, op=dist.ReduceOp.MAX)
         return found.to(value.device)
 
     def worst(self, status: int) -> int:
@@ -59,11 +62,12 @@ class Processes:
             return text
         data = text.encode()
         length = torch.tensor(len(data), device=self.device)
-        dist.broadcast(length, src=0)
-        buffer = torch.zeros(int(length), dtype=torch.uint8, device=self.device)
-        if self.is_main:
-            buffer.copy_(torch.tensor(list(data), dtype=torch.uint8))
-        dist.broadcast(buffer, src=0)
+        with noticed("a message of the main process"):
+            dist.broadcast(length, src=0)
+            buffer = torch.zeros(int(length), dtype=torch.uint8, device=self.device)
+            if self.is_main:
+                buffer.copy_(torch.tensor(list(data), dtype=torch.uint8))
+            dist.broadcast(buffer, src=0)
         return bytes(buffer.tolist()).decode()
 
     def together(self, local: Tensor, index: Tensor, size: int) -> Tensor:
@@ -84,13 +88,15 @@ class Processes:
                 parameter.grad = torch.zeros_like(parameter)
             grads.append(parameter.grad)
         flat = torch.cat([grad.reshape(-1) for grad in grads])
-        dist.all_reduce(flat, op=dist.ReduceOp.SUM)
+        with noticed("the gradients"):
+            dist.all_reduce(flat, op=dist.ReduceOp.SUM)
         for grad, summed in zip(grads, flat.split([g.numel() for g in grads]), strict=True):
             grad.copy_(summed.view_as(grad))
 
     def barrier(self) -> None:
         """Wait for all processes."""
-        self.accelerator.wait_for_everyone()
+        with noticed("a barrier"):
+            self.accelerator.wait_for_everyone()
 
 
 def usable_device(name: str) -> torch.device:
