@@ -42,6 +42,12 @@ ACCEPTED = {
         "held_out_rewards[].global_weight",
         "held_out_rewards[].subject_weight",
         "held_out_rewards[].relation_weight",
+        "rewards[].confidence",  # of a detector and of read text: all is taken
+        "held_out_rewards[].confidence",
+        "rewards[].counting_confidence",
+        "held_out_rewards[].counting_confidence",
+        "rewards[].position_margin",
+        "held_out_rewards[].position_margin",
         "rewards[].alpha",
         "held_out_rewards[].alpha",
         "rewards[].retries",
@@ -123,6 +129,8 @@ def overrides(key: Key, value: str) -> list[str]:
             sets.append(f"{section}.model=m")
         if choice.value in ("hpsv3", "image_reward", "video_reward"):
             sets.append(f"{section}.weights=w.safetensors")
+        if choice.value == "picture":
+            sets.append(f"{section}.measure=brightness")
         if choice.value == "aesthetic":
             sets.append(f"{section}.head=head.safetensors")
         if choice.value == "goal_baseline":
