@@ -223,7 +223,7 @@ def _check_modality(entries: Sequence[Entry | SetEntry], samples: Sequence[Sampl
 
 def _finite(samples: Sequence[Sample], failure: Failure) -> Tensor:
     """(N,) bool; under `raise` a non-finite medium stops before any reward sees it."""
-    finite = torch.tensor([bool(s.media.isfinite().all()) for s in samples], dtype=torch.bool)
+    finite = torch.tensor([_is_finite(s.media) for s in samples], dtype=torch.bool)
     if failure == "raise" and not bool(finite.all()):
         bad = samples[int((~finite).nonzero()[0])]
         num = int((~bad.media.isfinite()).sum())
@@ -231,3 +231,8 @@ def _finite(samples: Sequence[Sample], failure: Failure) -> Tensor:
         fix = "a generator's fault is never scored; try float32 or a lower learning rate"
         raise HealthError("MEDIA-NONFINITE", named(bad), what, fix)
     return finite
+
+
+def _is_finite(media: Tensor) -> bool:
+    """Whether all values are: by the extremes, which need no memory and pass NaN on."""
+    return not media.numel() or bool(torch.stack(media.aminmax()).isfinite().all())

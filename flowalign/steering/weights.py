@@ -81,6 +81,8 @@ def log_potentials(
     known_reward = torch.where(valid, reward, past.last)
     known = known_reward.isfinite()
     log_g = potential(past, torch.where(known, known_reward, 0.0), strength[:, None])
+    if bool(known.all()):
+        return log_g
     seen = torch.where(known, past.log_weight, -torch.inf)
     neutral = torch.logsumexp(seen + log_g, dim=1) - torch.logsumexp(seen, dim=1)
     neutral = torch.where(known.any(dim=1), neutral, 0.0)
