@@ -5,8 +5,9 @@
 
 Random StableDiffusion3 pipelines on the CPU, 4 particles of one prompt, guidance 4.5 and a reward
 that costs nothing. "plain" is the pipeline's own call for 4 pictures of the prompt, with the same
-number of steps. Ratios of CPU time are medians over interleaved pairs. The exit code is 1 when a
-must is missed by more than 5 percent.
+number of steps. Ratios of CPU time are medians over interleaved pairs; the decoder's share is that
+of one run. The exit code is 1 when a must is missed by more than 5 percent. Memory is measured by
+`python -m benchmarks.steering_memory`.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from diffusers import StableDiffusion3Pipeline
@@ -121,43 +123,66 @@ def own_plain_seconds(job: SteeringSession) -> Callable[[], float]:
     return lambda: cpu_seconds(lambda: run_method(many, NoneConfig(name="none"), budget=None))
 
 
+def decode_share(job: SteeringSession) -> float:
+    """Share of a run's CPU time that the decoder takes."""
+    spent: list[float] = []
+    decode = job.generator.decode
+
+    def timed(x0: Tensor) -> Tensor:
+        found: list[Tensor] = []
+        spent.append(cpu_seconds(lambda: found.append(decode(x0))))
+        return found[0]
+
+    with patch.object(job.generator, "decode", timed):
+        total = steering_seconds(job)()
+    return sum(spent) / total
+
+
+def measured(
+    pipe: StableDiffusion3Pipeline,
+    size: Size,
+    num_steps: int,
+    method: dict[str, Any],
+    *,
+    rounds: int,
+) -> tuple[list[float], str]:
+    """Ratios of a method to plain, and a line about what it took."""
+    job = session(pipe, size, method, num_steps)
+    seconds = steering_seconds(job)
+    against = paired(seconds, lambda: plain_seconds(pipe, size, num_steps), rounds)
+    own = paired(seconds, own_plain_seconds(job), rounds)
+    costs = run_method(job, job.config.method, budget=None).costs
+    return [a / b for a, b in against], (
+        f"     against our own plain sampling {median(a / b for a, b in own):.3g}; "
+        f"{costs.network_evaluations} network evaluations, {costs.decodes} decodes "
+        f"({100 * decode_share(job):.0f} % of the time), {costs.linear_previews} linear previews"
+    )
+
+
 def measure(name: str, rounds: int) -> bool:
-    """C8 and C9 of one size."""
+    """C8 and C9 of one size, and what the same costs with the other preview."""
     size, num_steps = SIZES[name], NUM_STEPS[name]
     pipe = sd3(size)
     five = {"name": "fk", "particles": PARTICLES, "looks": 5}
-    every = {
-        "name": "fk",
-        "particles": PARTICLES,
-        "looks": "every_step",
-        "start": 0.0,
-        "stop": 1.0,
-        "preview": "linear",
-    }
-    every_decoded = {**every, "preview": "decode"}
+    every = five | {"looks": "every_step", "start": 0.0, "stop": 1.0, "preview": "linear"}
     told = f"{name}, {num_steps} steps"
     c8 = Goal(name="C8", what=f"FK, 5 looks / plain, {told}", must=1.12, aim=1.05, at_most=True)
     c9 = Goal(
         name="C9", what=f"FK, every step, linear / plain, {told}", must=1.25, aim=1.1, at_most=True
     )
     good = True
-    for goal, method in ((c8, five), (c9, every), (None, every_decoded)):
-        job = session(pipe, size, method, num_steps)
-        seconds = steering_seconds(job)
-        against = paired(seconds, lambda: plain_seconds(pipe, size, num_steps), rounds)
-        own = paired(seconds, own_plain_seconds(job), rounds)
-        ratios = [a / b for a, b in against]
+    for goal, title, method in (
+        (c8, "", five),
+        (None, f"FK, 5 looks, linear / plain, {told}", {**five, "preview": "linear"}),
+        (c9, "", every),
+        (None, f"FK, every step, decoded / plain, {told}", {**every, "preview": "decode"}),
+    ):
+        ratios, took = measured(pipe, size, num_steps, method, rounds=rounds)
         if goal is not None:
             good &= report(goal, ratios)
         else:
-            print(f"     FK, every step, decoded / plain, {told}: {median(ratios):.3g}")
-        ours = median(a / b for a, b in own)
-        costs = run_method(job, job.config.method, budget=None).costs
-        print(
-            f"     against our own plain sampling {ours:.3g}; {costs.network_evaluations} network "
-            f"evaluations, {costs.decodes} decodes, {costs.linear_previews} linear previews",
-            flush=True,
-        )
+            print(f"     {title}: {median(ratios):.3g}")
+        print(took, flush=True)
     return good
 
 
