@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import socket
 import sys
 from collections.abc import Callable
 
@@ -141,8 +142,13 @@ def written(*lines: str) -> Tensor:
     return torch.from_numpy(np.array(picture)).permute(2, 0, 1).float() / 255
 
 
-def test_real_text_is_read() -> None:
+def test_real_text_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     """Drawn by Pillow, read by RapidOCR's own models, offline."""
+
+    def refused(*address: object) -> None:
+        raise AssertionError("no network is needed")
+
+    monkeypatch.setattr(socket.socket, "connect", refused)
     reward = from_config(OCRReward(name="ocr", strict=True), device=torch.device("cpu"))
     samples = [
         sample(written("Hello", "World 42"), 'a sign "Hello World 42"'),
