@@ -8,9 +8,9 @@ Source     HPSv3 (arXiv 2508.03789): the hidden state at one added token, `<|Rew
            prompt, then D-1024-16-2 with ReLU in float32.
 Differs    positions are pinned: the released code runs the text model on embeddings alone and so
            counts 0, 1, 2, ... on all three axes of M-RoPE; `positions: mrope` is another function.
-           Pictures are resized in floating point, within 1/255 of the release, which rounds to
-           bytes. The words of the instruction are ours: for published scores give the authors' own
-           text as `template`.
+           Pictures are resized in floating point; the release rounds to bytes and cuts what
+           bicubic filters overshoot, which moves sharp edges a little. The words of the
+           instruction are ours: for published scores give the authors' own text as `template`.
 Licence    Apache-2.0 by the model's card.
 Checkpoint `model`: Qwen/Qwen2-VL-7B-Instruct (sizes, tokenizer, preprocessing); `weights`: the file
            HPSv3.safetensors of MizzenAI/HPSv3.

@@ -9,7 +9,8 @@ Range      each dimension is (raw - mean) / std over the training videos, so abo
 Source     VideoAlign (arXiv 2501.13918): hidden states at three added tokens, one linear layer
            D -> 3 without bias, and of the 3 x 3 numbers the diagonal.
 Differs    positions are pinned as in reward `hpsv3`. Frames are taken from the tensor as the
-           release takes them from the file: 2 a second, evenly spread, at least 4, an even number.
+           release takes them from the file: 2 a second, evenly spread, at least 4, an even number;
+           and resized as in `hpsv3`.
            The words of the instruction are ours: for published scores give the authors' own text
            as `template`, with `{prompt}` where the prompt stands.
 Licence    the code is MIT; see the checkpoint's card for the weights.
