@@ -76,7 +76,7 @@ def optimised(
             z = z.detach().requires_grad_(not last)
             drawn = draw(z)
             penalty = ascent.regularisation * radius_penalty(z)
-            objective = torch.where(drawn.valid, drawn.reward.double(), 0.0) - penalty.cpu()
+            objective = torch.where(drawn.valid, drawn.reward.double(), 0.0) - penalty
         told = iterate(z, drawn, objective)
         history.append(told)
         better = told.objective > highest
@@ -94,7 +94,7 @@ def optimised(
 def radius_penalty(z: Tensor) -> Tensor:
     """|z|^2 / 2 - (d - 1) log |z| (n,) float64: minus the log-density of a normal vector's length,
     but for a constant; smallest at |z| = sqrt(d - 1)."""
-    radius = z.double().flatten(1).norm(dim=1)
+    radius = z.cpu().double().flatten(1).norm(dim=1)  # not every device has float64
     return 0.5 * radius.square() - (z[0].numel() - 1) * radius.log()
 
 
@@ -132,7 +132,7 @@ def iterate(z: Tensor, drawn: Drawn, objective: Tensor) -> Iterate:
         reward=drawn.reward.detach().double().cpu(),
         valid=drawn.valid,
         objective=torch.where(drawn.valid, objective.detach(), -torch.inf),
-        radius=z.detach().double().flatten(1).norm(dim=1).cpu(),
+        radius=z.detach().cpu().double().flatten(1).norm(dim=1),
     )
 
 

@@ -45,15 +45,16 @@ def neighbours(noise: Tensor, draws: Tensor, similarity: float) -> Tensor:
     """|n| (tau u + sqrt(1 - tau^2) w) (G, M, *S): u = n / |n|, w a random unit vector across it.
 
     `noise` (G, *S) is n and `draws` (G, M, *S) standard normal; `similarity` is tau, the cosine
-    of a neighbour and n. Exact up to rounding: computed in float64.
+    of a neighbour and n. Exact up to rounding: computed in float64, on the CPU, since not every
+    device has it.
     """
-    n, z = noise.double().flatten(1)[:, None], draws.double().flatten(2)
+    n, z = noise.cpu().double().flatten(1)[:, None], draws.cpu().double().flatten(2)
     length = n.norm(dim=2, keepdim=True)
     u = n / length
     across = z - (z * u).sum(dim=2, keepdim=True) * u
     w = across / across.norm(dim=2, keepdim=True)
     moved = length * (similarity * u + (1.0 - similarity**2) ** 0.5 * w)
-    return moved.view(draws.shape).to(noise.dtype)
+    return moved.view(draws.shape).to(noise)
 
 
 def renoised(path: Path, x: Tensor, eps: Tensor, t: Tensor, t_back: Tensor) -> Tensor:
