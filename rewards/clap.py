@@ -2,7 +2,7 @@
 
 Measures   the cosine of CLAP's audio and text features. Knows instruments, genres, animals and
            rooms; weak on order in time, counts and words that are sung or spoken.
-Range      [-1, 1] times `scale`, higher is better; sound that fits reaches .3 to .5.
+Range      [-1, 1] times `scale`, higher is better; generated sound reaches .1 to .5.
 Source     CLAP (arXiv 2211.06687).
 Differs    nothing is random: of a recording longer than the model hears (10 s) the middle is taken,
            where the release draws a piece; fused models get it as a short one. Spectrogram and
@@ -12,7 +12,7 @@ Checkpoint laion/larger_clap_general, or another `ClapModel` in safetensors (for
            laion/larger_clap_music); pin `revision`. Always float32: half precision breaks the batch
            norms of its audio tower.
 Differentiable: yes, in the samples. Group-only: no.
-Cost       0.8 GB of weights; about 0.5 s for 10 s of sound on a core. Prompts are encoded once.
+Cost       0.8 GB of weights; one pass of the audio tower a recording. Prompts are encoded once.
 """
 
 from __future__ import annotations
