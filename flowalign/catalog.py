@@ -244,6 +244,11 @@ METHODS = (
         doc="guidance by a reward network on noisy latents, weights of its heads chosen now",
         target="flowalign.steering.noisy_guidance:GuidedChain",
     ),
+    Entry(
+        name="guidance",
+        doc="universal guidance: each prediction moves up the gradient of differentiable rewards",
+        target="flowalign.steering.gradient_cases:guided",
+    ),
 )
 
 SAMPLERS = (

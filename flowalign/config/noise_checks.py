@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from flowalign.config.checks import conflict, schedule_rule
+from flowalign.config.gradient_checks import gradients_needed
 from flowalign.config.noise_methods import (
     NoiseOptimizationConfig,
     NoiseSearchConfig,
     price,
 )
 from flowalign.config.problems import Problem
-from flowalign.config.rewards import RewardConfig
 from flowalign.config.steering import SteerConfig
 
 KIND_KEYS = {  # keys that only these kinds read
@@ -21,7 +21,6 @@ KIND_KEYS = {  # keys that only these kinds read
     "forward": ("paths",),
     "back": ("paths",),
 }
-WITHOUT_GRADIENT = ("shapes", "jpeg", "judge", "remote", "recorded")
 
 
 def noise_search_rule(config: SteerConfig) -> Iterator[Problem]:
@@ -61,17 +60,7 @@ def noise_optimization_rule(config: SteerConfig) -> Iterator[Problem]:
     if sampler.name != "ode" and sampler.noise_level > 0:
         what = f"{method.name} needs a deterministic sampler, and {sampler.name} draws noise"
         yield conflict(("sampler", "name"), what, "use `sampler: {name: ode, num_steps: 4}`")
-    for number, reward in enumerate(config.rewards):
-        if reward.weight != 0 and not may_have_gradient(reward):
-            what = f"{method.name} follows gradients, and {reward.name} has none"
-            fix = "use a differentiable reward, for example clip, or method noise_search"
-            yield conflict(("rewards", number), what, fix)
-
-
-def may_have_gradient(reward: RewardConfig) -> bool:
-    """Whether it is not known to have none; a user's own code is asked when it is loaded."""
-    patches = reward.name == "exemplar" and reward.measure == "frechet"
-    return reward.name not in WITHOUT_GRADIENT and not patches
+    yield from gradients_needed(config, method.name, "method noise_search")
 
 
 def noise_budget_rule(config: SteerConfig) -> Iterator[Problem]:

@@ -19,6 +19,7 @@ from flowalign.config.checks import (
 )
 from flowalign.config.compare_checks import compare_rule, every_method
 from flowalign.config.flow_nrg import FlowNRGConfig
+from flowalign.config.gradient_checks import GRADIENT_RULES
 from flowalign.config.noise_checks import NOISE_RULES
 from flowalign.config.noise_methods import NoiseOptimizationConfig, NoiseSearchConfig
 from flowalign.config.noisy_card import read_card
@@ -123,7 +124,7 @@ RULES: tuple[Callable[[SteerConfig], Iterator[Problem]], ...] = (
     _prompts,
     schedule_rule,
     unit_interval_rule,
-    every_method(_noise, _looks, _tempering, _noisy_reward, _budget, *NOISE_RULES),
+    every_method(_noise, _looks, _tempering, _noisy_reward, _budget, *NOISE_RULES, *GRADIENT_RULES),
     compare_rule,
     rewards_rule,
     hierarchy_rule,

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from flowalign.config.flow_nrg import FlowNRGConfig
+from flowalign.config.gradient_methods import GuidanceConfig
 from flowalign.config.noise_methods import NoiseOptimizationConfig, NoiseSearchConfig
 from flowalign.config.rewards import RewardConfig
 from flowalign.config.sampling import SamplerConfig, Section
@@ -87,6 +88,10 @@ class FKConfig(Section):
     """Share of the noisy steps before the last look."""
     preview: Preview = "decode"
     """How a predicted end becomes media: `decode`, or `linear`, a map fitted on the spot."""
+    proposal: Literal["sampler", "gradient"] = "sampler"
+    """Draw next states from the sampler, or from its law moved up the gradient of the rewards
+    (TDS, arXiv 2306.17775; with `tempering` DAS, 2501.05803): the target is the same, fewer
+    particles do. Each twisted step takes 3 evaluations; use `looks: every_step`."""
     tempering: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Raise lambda from look to look only as far as this share of the effective sample size
     remains (less than `ess_threshold`); when absent lambda is the same at every look."""
@@ -113,7 +118,8 @@ MethodConfig = Annotated[
     | SVDDConfig
     | NoiseSearchConfig
     | NoiseOptimizationConfig
-    | FlowNRGConfig,
+    | FlowNRGConfig
+    | GuidanceConfig,
     Field(discriminator="name"),
 ]
 

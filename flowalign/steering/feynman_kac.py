@@ -7,7 +7,7 @@ state that is resampled. (The authors' code weighs a state one step later.)
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -65,9 +65,15 @@ class Outcome:
 
 
 def feynman_kac(
-    chain: Chain, value: Value, steering: Steering, *, groups: int, particles: int
+    chain: Chain,
+    value: Value,
+    steering: Steering,
+    *,
+    groups: int,
+    particles: int,
+    on_look: Callable[[Look], None] = lambda look: None,
 ) -> Outcome:
-    """Walk `groups` x `particles` particles to their end."""
+    """Walk `groups` x `particles` particles to their end; `on_look` hears of every look."""
     rows = torch.arange(groups * particles)
     x = chain.start()
     weights = equal_weights(groups, particles)
@@ -80,6 +86,7 @@ def feynman_kac(
             look, weights = judge(weights, strength, verdict, steering, chain.uniform(step), step)
             strength = look.strength
             history.append(look)
+            on_look(look)
             parents = (rows.view(groups, particles)[:, :1] + look.ancestors).flatten()
             x, pred = x[parents.to(x.device)], pred[parents.to(pred.device)]
         x, log_ratio = chain.advance(x, pred, step, rows)

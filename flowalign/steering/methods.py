@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from flowalign.config.flow_nrg import FlowNRGConfig
+from flowalign.config.gradient_methods import GuidanceConfig
 from flowalign.config.noise_methods import NoiseOptimizationConfig, NoiseSearchConfig
 from flowalign.config.steering import (
     BestOfNConfig,
@@ -26,10 +27,11 @@ from flowalign.prompts import Prompt
 from flowalign.protocols import Generator
 from flowalign.rollout import Plan, PromptCache, Request
 from flowalign.scoring import RewardSuite
-from flowalign.steering import best_of_n, noise_cases, svdd
+from flowalign.steering import best_of_n, gradient_cases, noise_cases, svdd
 from flowalign.steering.chain import PipelineChain
 from flowalign.steering.costs import Costs
 from flowalign.steering.feynman_kac import Steering, feynman_kac
+from flowalign.steering.gradient_cases import extra_evaluations, twisted
 from flowalign.steering.judges import Judge
 from flowalign.steering.noisy_guidance import Loaded, guided_chain
 from flowalign.steering.outcome import Population
@@ -113,7 +115,8 @@ def run_chunk(
         case FKConfig():
             chain, judge = walkers(parts, owners, particles, method.preview)
             steering = steering_of(method, parts.plan)
-            outcome = feynman_kac(chain, judge, steering, groups=groups, particles=particles)
+            walk = twisted if method.proposal == "gradient" else feynman_kac
+            outcome = walk(chain, judge, steering, groups=groups, particles=particles)
             return of_outcome(outcome, prompts, returned=method.output, seed=parts.seed)
         case SVDDConfig():
             chain, judge = walkers(parts, owners, particles, method.preview, one_start=True)
@@ -126,6 +129,10 @@ def run_chunk(
                 candidates=particles,
             )
             return of_descent(ended, prompts)
+        case GuidanceConfig():
+            chain, judge = walkers(parts, owners, particles, "decode")
+            ended = gradient_cases.guided(chain, judge, method, groups=groups, candidates=particles)
+            return of_contest(ended, prompts, returned="best" if particles > 1 else "all")
         case NoiseSearchConfig():
             chain, judge = walkers(parts, owners, 1, "decode")
             return noise_cases.searched(chain, judge, method, prompts, plan=parts.search_plan)
@@ -226,7 +233,7 @@ def evaluations(method: MethodConfig, plan: Plan, particles: int) -> int:
         case NoiseSearchConfig() | NoiseOptimizationConfig():
             return noise_cases.settled_price(method, len(plan.noise))
         case _:
-            return particles * len(plan.noise)
+            return particles * (len(plan.noise) + extra_evaluations(method, plan))
 
 
 def particles_of(method: MethodConfig, plan: Plan, budget: int | None) -> int:
@@ -239,7 +246,7 @@ def particles_of(method: MethodConfig, plan: Plan, budget: int | None) -> int:
     if given is not None:
         return given
     if budget is None:
-        return 1 if isinstance(method, FlowNRGConfig) else DEFAULT_PARTICLES
+        return 1 if isinstance(method, FlowNRGConfig | GuidanceConfig) else DEFAULT_PARTICLES
     if evaluations(method, plan, 1) > budget:
         what = f"{budget} evaluations, and one sample takes {evaluations(method, plan, 1)}"
         raise ConfigError("CFG-BUDGET", "budget", what, "raise it, or take fewer steps")
@@ -256,7 +263,7 @@ def given_particles(method: MethodConfig) -> int | None:
             return 1
         case FKConfig():
             return method.particles
-        case BestOfNConfig() | SVDDConfig() | FlowNRGConfig():
+        case BestOfNConfig() | SVDDConfig() | FlowNRGConfig() | GuidanceConfig():
             return method.candidates
         case NoiseSearchConfig() | NoiseOptimizationConfig():
             return noise_cases.size_of(method)

@@ -98,7 +98,9 @@ def radius_penalty(z: Tensor) -> Tensor:
     return 0.5 * radius.square() - (z[0].numel() - 1) * radius.log()
 
 
-def gradient_of(objective: Tensor, z: Tensor, valid: Tensor) -> Tensor:
+def gradient_of(
+    objective: Tensor, z: Tensor, valid: Tensor, *, where: str = "method noise_optimization"
+) -> Tensor:
     """d objective / d z (n, *S), each sample's own; 0 where there is no valid reward.
 
     Raises:
@@ -108,7 +110,7 @@ def gradient_of(objective: Tensor, z: Tensor, valid: Tensor) -> Tensor:
     gradient = where_rows(valid, gradient, torch.zeros_like(gradient))
     if not bool(gradient.isfinite().all()):
         what = "a gradient of the reward is not finite"
-        raise HealthError("NON-FINITE", "method noise_optimization", what, "use float32")
+        raise HealthError("NON-FINITE", where, what, "use float32")
     return gradient
 
 

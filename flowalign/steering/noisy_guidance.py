@@ -17,28 +17,16 @@ from flowalign.config.noisy_card import Card
 from flowalign.config.steering import SteerConfig
 from flowalign.config.suggest import did_you_mean
 from flowalign.errors import CheckpointError, ConfigError
-from flowalign.gaussian import full_precision
 from flowalign.noisy_reward.conditions import text_of
 from flowalign.noisy_reward.files import load_reward
 from flowalign.noisy_reward.network import NoisyReward
 from flowalign.protocols import Generator, Path
 from flowalign.rollout import device_of
 from flowalign.steering.chain import PipelineChain, pieces
+from flowalign.steering.tilting import tilted
 from flowalign.types import Cond
 
 Loaded = tuple[NoisyReward, Card]
-
-
-def tilted(path: Path, x: Tensor, pred: Tensor, gradient: Tensor, t: Tensor) -> Tensor:
-    """The native output (n, *S) of the law p_t(x) exp(V(x)), with `gradient` of V at x.
-
-    The score gains the gradient, so eps_hat = eps - sigma grad V and x0_hat = x0 + sigma^2 / alpha
-    grad V. On a rectified flow v_hat = v - t / (1 - t) grad V.
-    """
-    alpha, sigma = path.alpha(t), path.sigma(t)
-    push = full_precision(gradient)
-    shift = path.target(float(sigma**2 / alpha) * push, float(-sigma) * push, t)
-    return full_precision(pred) + shift
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -98,7 +86,7 @@ class GuidedChain:
             for piece in pieces(len(x), chain.batch_size)
         ]
         path = chain.generator.path
-        return tilted(path, x, pred, guide.factor(path, t) * torch.cat(parts), t)
+        return tilted(path, pred, guide.factor(path, t) * torch.cat(parts), t)
 
     def advance(
         self, x: Tensor, pred: Tensor, step: int, rows: Tensor

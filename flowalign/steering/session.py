@@ -11,7 +11,6 @@ from diffusers import DiffusionPipeline
 from torch import Tensor
 
 from flowalign.config.compare_checks import entries
-from flowalign.config.noise_methods import NoiseOptimizationConfig
 from flowalign.config.schema import PromptsConfig
 from flowalign.config.steering import MethodConfig, SteerConfig, SteerPromptsConfig
 from flowalign.errors import ConfigError, ProcessError
@@ -26,6 +25,7 @@ from flowalign.protocols import Generator
 from flowalign.rollout import Plan, PromptCache, device_of, training_plan
 from flowalign.scoring import RewardSuite, build_suite
 from flowalign.steering.costs import Costs
+from flowalign.steering.gradient_cases import follows_gradients
 from flowalign.steering.methods import Parts, particles_of, populations
 from flowalign.steering.noise_cases import search_plan, settled
 from flowalign.steering.noisy_guidance import Loaded, noisy_rewards
@@ -56,7 +56,7 @@ def assemble_steering(
     prompts = prompts_of(config)
     suite, held_out = rewards_of(config, allow_code=allow_code, device=processes.device)
     for entry in entries(config):
-        if isinstance(entry.method, NoiseOptimizationConfig):
+        if follows_gradients(entry.method):
             check_differentiable(suite, entry.method.name)
     if pipe is None:
         pipe = load_pipeline(config.model, processes.device)

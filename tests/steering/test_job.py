@@ -279,7 +279,7 @@ def test_more_than_one_process_is_refused(
 ) -> None:
     two = SimpleNamespace(count=2, device=torch.device("cpu"))
     monkeypatch.setattr(parts, "start_processes", lambda device, precision: two)
-    fails(capsys, ["steer", "job.yaml"], 6, "2 processes, and steering uses one")
+    fails(capsys, ["steer", "job.yaml"], 6, "2 processes, and it uses one")
 
 
 def test_the_python_face() -> None:
