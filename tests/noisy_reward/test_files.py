@@ -23,7 +23,7 @@ CPU = torch.device("cpu")
 def network() -> NoisyReward:
     """Random, the last layer too: a new one answers 0."""
     found = new_network(card(), seed=1)
-    torch.nn.init.normal_(found.answer, generator=torch.Generator().manual_seed(2))
+    torch.nn.init.normal_(found.answer.weight, generator=torch.Generator().manual_seed(2))
     return found
 
 
@@ -90,9 +90,9 @@ BROKEN = {
     "no patches": (edit_card(latent_shape=[2, 5, 5]), "CKPT-SHAPE"),
     "a huge network": (edit_card(network=WIDE), "CKPT-SHAPE"),
     "cut weights": (cut, "CKPT-MODEL"),
-    "a missing tensor": (edit_weights(lambda t: t.pop("answer")), "CKPT-SHAPE"),
+    "a missing tensor": (edit_weights(lambda t: t.pop("answer.weight")), "CKPT-SHAPE"),
     "a further tensor": (edit_weights(lambda t: t.update(x=torch.ones(1))), "CKPT-SHAPE"),
-    "not finite": (edit_weights(lambda t: t["offset"].fill_(torch.nan)), "CKPT-MODEL"),
+    "not finite": (edit_weights(lambda t: t["answer.bias"].fill_(torch.nan)), "CKPT-MODEL"),
 }
 
 
