@@ -28,6 +28,10 @@ ACCEPTED = {
         "shaping.gates[].value",
         "shaping.rewards[].low",
         "shaping.rewards[].high",
+        "shaping.mixes[].mean",
+        "shaping.mixes[].neutral",
+        "shaping.mixes[].offset",
+        "shaping.constraints[].threshold",
     },
     "0": {
         "seed",
@@ -71,6 +75,13 @@ ACCEPTED = {
         "shaping.rewards[].low",
         "shaping.rewards[].high",
         "shaping.rewards[].margin",
+        "shaping.mixes[].confidence",
+        "shaping.mixes[].mean",
+        "shaping.mixes[].neutral",
+        "shaping.mixes[].offset",
+        "shaping.constraints[].threshold",
+        "shaping.multipliers.momentum",
+        "shaping.uncertainty",
         "train.warmup_steps",
         "train.beta1",
         "train.beta2",
@@ -87,6 +98,7 @@ ACCEPTED = {
         "shaping.gates[].value",
         "shaping.rewards[].low",
         "shaping.rewards[].high",
+        "shaping.mixes[].confidence",
         "rewards[].opponents",
         "held_out_rewards[].opponents",
         "rewards[].bandwidth",
@@ -113,12 +125,20 @@ def overrides(key: Key, value: str) -> list[str]:
     if key.path[:2] == ("shaping", "gates"):
         sets.append("shaping.gates=[{reward: first, threshold: 0.5}]")
     if key.path[0] == "shaping":
-        sets.append("rewards.0.label=first")
+        unweighted = "{name: clip, label: second, weight: 0}"
+        sets.append(f"rewards=[{{name: shapes, label: first}}, {unweighted}]")
+    if key.path[0] == "shaping" and key.path[1] in ("constraints", "multipliers"):
+        sets.append("shaping.constraints=[{reward: second, threshold: 0.5}]")
     for choice in key.choices:
         section = ".".join(part if part != "[]" else "0" for part in choice.place)
         label = ", label: first" if choice.place[-1] == "[]" else ""
         if section == "shaping.rewards.0":
             sets.append(f"shaping.rewards=[{{name: {choice.value}, reward: first}}]")
+            continue
+        if section == "shaping.mixes.0":
+            known = ", mean: 0, std: 1" if choice.value == "hybrid" else ""
+            mix = f"name: {choice.value}, rule: first, model: second{known}"
+            sets.append(f"shaping.mixes=[{{{mix}}}]")
             continue
         sets.append(f"{section}={{{choice.discriminator}: {choice.value}{label}}}")
         if choice.value == "code":
