@@ -186,6 +186,21 @@ REWARDS = (
         target="flowalign.rewards.dino:from_config",
     ),
     Entry(
+        name="vqascore",
+        doc="VQAScore: a vision-language model's yes to 'does this figure show the prompt?'",
+        target="flowalign.rewards.vqascore:from_config",
+    ),
+    Entry(
+        name="rewarddance",
+        doc="RewardDance: a vision-language model finds it better than reference pictures",
+        target="flowalign.rewards.rewarddance:from_config",
+    ),
+    Entry(
+        name="questions",
+        doc="yes/no questions of each prompt, in levels, to a vision-language model (HiCoGen)",
+        target="flowalign.rewards.questions:from_config",
+    ),
+    Entry(
         name="judge",
         doc="a vision-language model behind vLLM or SGLang: yes/no, ratings, rubrics, pairs "
         "(VQAScore, UnifiedReward; extra `judge`)",

@@ -64,14 +64,15 @@ def frozen_model(
     kind: str,
     device: torch.device,
     attention: TowerAttention,
+    dtype: torch.dtype = torch.float32,
 ) -> Any:
-    """The model in float32, whole, without gradients of its weights."""
+    """The model, whole, without gradients of its weights."""
     with readable(where, kind), hidden_bars():
         loaded, report = architecture.from_pretrained(
             source,
             revision=revision,
             use_safetensors=True,
-            dtype=torch.float32,
+            dtype=dtype,
             attn_implementation=attention,
             output_loading_info=True,  # makes it a pair
         )

@@ -26,6 +26,7 @@ from flowalign.config.shaping_checks import shaping_rule
 from flowalign.config.steering import SteerConfig
 from flowalign.config.suggest import did_you_mean
 from flowalign.config.trajectory_checks import TRAJECTORY_RULES
+from flowalign.config.vlm_checks import vlm_rule
 from flowalign.config.yaml12 import KeyPath
 from flowalign.worlds.shapes.scene import CATEGORIES
 
@@ -269,6 +270,7 @@ RULES: tuple[Callable[[RunConfig], Iterator[Problem]], ...] = (
     hierarchy_rule,
     served_rule,
     rules_rule,
+    vlm_rule,
     sets_rule,
     shaping_rule,
     mixes_rule,

@@ -23,6 +23,7 @@ from flowalign.config.rules_checks import rules_rule
 from flowalign.config.server_checks import served_rule
 from flowalign.config.set_checks import exemplars_rule
 from flowalign.config.suggest import did_you_mean
+from flowalign.config.vlm_checks import vlm_rule
 
 
 def _source(config: NoisyRewardConfig) -> Iterator[Problem]:
@@ -81,6 +82,7 @@ RULES: tuple[Callable[[NoisyRewardConfig], Iterator[Problem]], ...] = (
     unit_interval_rule,
     hierarchy_rule,
     rules_rule,
+    vlm_rule,
     served_rule,
     exemplars_rule,
     call_rule,

@@ -15,6 +15,7 @@ from flowalign.config.rewards_heads import (
     VideoRewardReward,
 )
 from flowalign.config.rewards_rules import GenEvalReward, NSFWReward, OCRReward, PictureReward
+from flowalign.config.rewards_vlm import QuestionsReward, RewardDanceReward, VQAScoreReward
 
 
 class ShapesReward(RewardBase):
@@ -321,6 +322,9 @@ RewardConfig = Annotated[
     | CentroidReward
     | ExemplarReward
     | DinoReward
+    | VQAScoreReward
+    | RewardDanceReward
+    | QuestionsReward
     | JudgeReward
     | RemoteReward
     | RecordedReward

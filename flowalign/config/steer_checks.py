@@ -36,6 +36,7 @@ from flowalign.config.steering import (
 )
 from flowalign.config.suggest import did_you_mean
 from flowalign.config.trajectory_checks import no_recorded_rule
+from flowalign.config.vlm_checks import vlm_rule
 from flowalign.errors import CheckpointError
 
 
@@ -130,6 +131,7 @@ RULES: tuple[Callable[[SteerConfig], Iterator[Problem]], ...] = (
     hierarchy_rule,
     served_rule,
     rules_rule,
+    vlm_rule,
     no_sets_rule,
     no_recorded_rule,
     exemplars_rule,

@@ -32,6 +32,7 @@ _HOMES = {
     "open_clip_state": "models",
     "sd3_path": "models",
     "sd_path": "models",
+    "vlm_path": "models",
 }
 __all__ = sorted(_HOMES)
 

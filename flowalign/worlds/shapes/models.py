@@ -30,6 +30,12 @@ def clip_path() -> Path:
     return MODELS / "clip"
 
 
+def vlm_path() -> Path:
+    """Folder of the LlavaForConditionalGeneration with its processor (`AutoProcessor` and
+    `AutoModelForImageTextToText` of transformers)."""
+    return MODELS / "vlm"
+
+
 def open_clip_config_path() -> Path:
     """JSON file with open_clip's `model_cfg` and `preprocess_cfg` of the same CLIP."""
     return clip_path() / "open_clip_config.json"

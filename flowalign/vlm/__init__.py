@@ -1,0 +1,1 @@
+"""Local generative vision-language models: the law of the first word of an answer."""
