@@ -10,12 +10,12 @@ import json
 import math
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from flowalign.config.suggest import nearest
-from flowalign.errors import DataError, SecurityError
+from flowalign.errors import DataError, FlowalignError, SecurityError, first_of
 
 MAX_LINE_BYTES = 1_000_000
 MAX_FILE_BYTES = 1_000_000_000
@@ -55,6 +55,35 @@ def numbered_lines(path: Path) -> Iterator[tuple[int, bytes]]:
         for number, raw in enumerate(stream, 1):
             line = raw.removeprefix(b"\xef\xbb\xbf") if number == 1 else raw
             yield number, line.removesuffix(b"\n").removesuffix(b"\r")
+
+
+def each_row(
+    path: Path,
+    where: str,
+    take: Callable[[Mapping[str, Any], str], None],
+    *,
+    row: str,
+    noun: str,
+    example: str,
+) -> None:
+    """Hand every object of a `.jsonl` file, and its place, to `take`.
+
+    `row` tells what a line is, `noun` what the file holds. Raises what `take` raised, up to 20 bad
+    lines with their number in one error; SecurityError (exit 8) for a file that can only be a
+    pickle.
+    """
+    check_readable(path, where, {".jsonl": row}, noun)
+    faults: list[FlowalignError] = []
+    for number, raw in numbered_lines(path):
+        place = f"{path}:{number}"
+        try:
+            text = decoded(raw, place)
+            if text.strip():
+                take(json_object(text, place, example), place)
+        except FlowalignError as fault:
+            faults.append(fault)
+    if faults:
+        raise first_of(faults)
 
 
 def decoded(raw: bytes, where: str) -> str:

@@ -36,15 +36,12 @@ import torch
 from torch import Tensor
 
 from flowalign.config.rewards import RecordedReward
-from flowalign.errors import MAX_LISTED, DataError, FlowalignError, first_of
+from flowalign.errors import MAX_LISTED, DataError
 from flowalign.media import encoded
 from flowalign.reward_call import named
 from flowalign.text_rows import (
-    check_readable,
-    decoded,
-    json_object,
+    each_row,
     kind,
-    numbered_lines,
     required,
     shown,
     text_of,
@@ -126,27 +123,19 @@ def read_records(path: Path, *, modality: Modality) -> dict[Key, Record]:
     a file that can only be a pickle.
     """
     where = f"reward `recorded`: {path}"
-    check_readable(path, where, {".jsonl": "a score a line"}, "scores")
     records: dict[Key, Record] = {}
-    faults: list[FlowalignError] = []
-    for number, raw in numbered_lines(path):
-        place = f"{path}:{number}"
-        try:
-            text = decoded(raw, place)
-            if not text.strip():
-                continue
-            record = read_record(json_object(text, place, EXAMPLE), place)
-            if record.sha256 is not None and modality != "image":
-                what = f"`sha256` of {modality}: only the files of pictures come out equal again"
-                raise DataError("DATA-KEY", place, what, "remove the key")
-            if record.key in records:
-                what = f"the sample of {records[record.key].where} again"
-                raise DataError("DATA-DUPLICATE", place, what, "write one score for it")
-            records[record.key] = record
-        except DataError as fault:
-            faults.append(fault)
-    if faults:
-        raise first_of(faults)
+
+    def take(row: Mapping[str, Any], place: str) -> None:
+        record = read_record(row, place)
+        if record.sha256 is not None and modality != "image":
+            what = f"`sha256` of {modality}: only the files of pictures come out equal again"
+            raise DataError("DATA-KEY", place, what, "remove the key")
+        if record.key in records:
+            what = f"the sample of {records[record.key].where} again"
+            raise DataError("DATA-DUPLICATE", place, what, "write one score for it")
+        records[record.key] = record
+
+    each_row(path, where, take, row="a score a line", noun="scores", example=EXAMPLE)
     if not records:
         raise DataError("DATA-EMPTY", where, "holds no scores", EXAMPLE)
     return records

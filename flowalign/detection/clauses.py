@@ -15,12 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flowalign.errors import DataError, FlowalignError, first_of
+from flowalign.errors import DataError
 from flowalign.text_rows import (
-    check_readable,
-    decoded,
-    json_object,
-    numbered_lines,
+    each_row,
     required,
     text_of,
 )
@@ -73,25 +70,16 @@ def read_checks(path: Path) -> dict[str, Check]:
     Raises DataError (exit 3) with every bad line, SecurityError (exit 8) for a pickle.
     """
     where = f"reward `geneval`, metadata `{path}`"
-    check_readable(path, where, {".jsonl": "a prompt a line"}, "metadata")
     checks: dict[str, Check] = {}
-    faults: list[FlowalignError] = []
-    for number, raw in numbered_lines(path):
-        place = f"{path}:{number}"
-        try:
-            text = decoded(raw, place)
-            if not text.strip():
-                continue
-            row = json_object(text, place, EXAMPLE)
-            prompt = text_of(required(row, "prompt", place), "prompt", place)
-            check = read_check(row, place)
-            if checks.setdefault(prompt, check) != check:
-                what = f"another check of the prompt {prompt!r}"
-                raise DataError("DATA-DUPLICATE", place, what, "keep one of them")
-        except FlowalignError as fault:
-            faults.append(fault)
-    if faults:
-        raise first_of(faults)
+
+    def take(row: Mapping[str, Any], place: str) -> None:
+        prompt = text_of(required(row, "prompt", place), "prompt", place)
+        check = read_check(row, place)
+        if checks.setdefault(prompt, check) != check:
+            what = f"another check of the prompt {prompt!r}"
+            raise DataError("DATA-DUPLICATE", place, what, "keep one of them")
+
+    each_row(path, where, take, row="a prompt a line", noun="metadata", example=EXAMPLE)
     if not checks:
         raise DataError("DATA-EMPTY", where, "no prompt", EXAMPLE)
     return checks

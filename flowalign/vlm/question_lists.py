@@ -10,13 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flowalign.errors import DataError, FlowalignError, first_of
+from flowalign.errors import DataError
 from flowalign.text_rows import (
-    check_readable,
-    decoded,
-    json_object,
+    each_row,
     kind,
-    numbered_lines,
     required,
     text_of,
 )
@@ -47,25 +44,16 @@ def read_questions(path: Path) -> dict[str, tuple[YesNoQuestion, ...]]:
     file that can only be a pickle.
     """
     where = f"reward `questions`: {path}"
-    check_readable(path, where, {".jsonl": "a prompt a line"}, "questions")
     found: dict[str, tuple[YesNoQuestion, ...]] = {}
-    faults: list[FlowalignError] = []
-    for number, raw in numbered_lines(path):
-        place = f"{path}:{number}"
-        try:
-            text = decoded(raw, place)
-            if not text.strip():
-                continue
-            row = json_object(text, place, EXAMPLE)
-            prompt = text_of(required(row, "prompt", place), "prompt", place)
-            if prompt in found:
-                what = f"the prompt '{prompt[:60]}' again"
-                raise DataError("DATA-DUPLICATE", place, what, "write it once")
-            found[prompt] = _questions(row, place)
-        except DataError as fault:
-            faults.append(fault)
-    if faults:
-        raise first_of(faults)
+
+    def take(row: Mapping[str, Any], place: str) -> None:
+        prompt = text_of(required(row, "prompt", place), "prompt", place)
+        if prompt in found:
+            what = f"the prompt '{prompt[:60]}' again"
+            raise DataError("DATA-DUPLICATE", place, what, "write it once")
+        found[prompt] = _questions(row, place)
+
+    each_row(path, where, take, row="a prompt a line", noun="questions", example=EXAMPLE)
     if not found:
         raise DataError("DATA-EMPTY", where, "holds no questions", EXAMPLE)
     return found
