@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 CLEAR_REFS = Path("/proc/self/clear_refs")
+STATUS = Path("/proc/self/status")
 KIB_PER_MIB = 1024
 BYTES_PER_MIB = 1024**2
 
@@ -61,4 +62,7 @@ def peak_memory_mib(device: torch.device) -> float:
     """Largest memory since the last reset, of the device or of the process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / BYTES_PER_MIB
+    if STATUS.exists():  # getrusage also counts what the process was before its exec
+        (line,) = (row for row in STATUS.read_text().splitlines() if row.startswith("VmHWM:"))
+        return int(line.split()[1]) / KIB_PER_MIB
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / KIB_PER_MIB

@@ -50,6 +50,8 @@ ACCEPTED = {
         "held_out_rewards[].confidence",
         "rewards[].counting_confidence",
         "held_out_rewards[].counting_confidence",
+        "rewards[].least_mass",
+        "held_out_rewards[].least_mass",
         "rewards[].position_margin",
         "held_out_rewards[].position_margin",
         "rewards[].alpha",
@@ -149,6 +151,14 @@ def overrides(key: Key, value: str) -> list[str]:
             sets.append(f"{section}.model=m")
         if choice.value in ("hpsv3", "image_reward", "video_reward"):
             sets.append(f"{section}.weights=w.safetensors")
+        if key.path[-1] == "frames" and choice.value in ("vqascore", "rewarddance", "questions"):
+            sets.append(f"{section}.modality=video")
+            if choice.value == "rewarddance":  # the built-in world has pictures only
+                sets.append(f"{section}.references=references.jsonl")
+            if choice.value == "questions":
+                sets.append(f"{section}.questions=questions.jsonl")
+        if choice.value == "vqascore":
+            sets.append(f"{section}.form=two_token")
         if choice.value == "picture":
             sets.append(f"{section}.measure=brightness")
         if choice.value == "aesthetic":
