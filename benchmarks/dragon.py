@@ -37,6 +37,15 @@ REWARDS = {
 NUM_SUBSETS, SUBSET = 400, 96
 
 
+def settings(name: str) -> list[str]:
+    """Overrides that train on one set reward."""
+    return [
+        f"rewards=[{json.dumps(REWARDS[name])}]",
+        'held_out_rewards=[{"name": "shapes"}]',
+        "evaluation.num_prompts=32",
+    ]
+
+
 def drawn(num_prompts: int, seed: int, lora: str | None) -> Steered:
     """One picture of each held-out prompt, scored by the verifier."""
     mapping = {
@@ -75,7 +84,7 @@ def features(reward: SetReward, steered: Steered) -> Tensor:
 
 def compared(name: str, seed: int, base: Steered, tuned: Steered) -> float:
     """Print one line, and return the win rate."""
-    shipped = load_config(CONFIG, [f"rewards=[{json.dumps(REWARDS[name])}]"]).config
+    shipped = load_config(CONFIG, settings(name)).config
     reward = build_suite(shipped.rewards).sets[name]
     ours, theirs = features(reward, tuned), features(reward, base)
     rate = win_rate(reward, ours, theirs, seed)
@@ -102,9 +111,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         base = drawn(args.prompts, seed, None)
         for name in args.rewards:
             folder = args.output / f"{name}-{seed}"
-            held_out = '[{"name": "shapes"}]'
-            sets = [f"rewards=[{json.dumps(REWARDS[name])}]", f"held_out_rewards={held_out}"]
-            train(CONFIG, seed, folder, [*sets, "evaluation.num_prompts=32"])
+            train(CONFIG, seed, folder, settings(name))
             tuned = drawn(args.prompts, seed, str(folder / "lora"))
             rates.append(compared(name, seed, base, tuned))
     print(f"mean win rate over {len(rates)} runs {sum(rates) / len(rates):.3f}")
