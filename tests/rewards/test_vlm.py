@@ -20,7 +20,7 @@ from flowalign.sample_failures import SampleFault
 from flowalign.vlm.asking import Question, Turn, VisionLanguageModel, picture
 from flowalign.vlm.load import load_vlm
 from flowalign.vlm.tokens import Answers, YesNo, answers_of, yes_no_of
-from tests.rewards.tiny_vlms import SPACE, WRITERS, build_tokenizer, write_internvl
+from tests.rewards.tiny_vlms import SPACE, WRITERS, build_tokenizer, id_of, write_internvl
 from tests.rewards.world import sample
 
 CPU = torch.device("cpu")
@@ -184,7 +184,7 @@ def test_tokens_of_yes_and_no() -> None:
     found = yes_no_of(tokenizer, "here")
     names = ["yes", "Yes", SPACE + "yes"], ["no", "No", SPACE + "no"]
     assert (list(found.yes), list(found.no)) == tuple(
-        sorted(tokenizer.convert_tokens_to_ids(part)) for part in names
+        sorted(id_of(tokenizer, name) for name in part) for part in names
     )
 
 

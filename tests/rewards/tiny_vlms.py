@@ -57,11 +57,18 @@ def chat(image: str) -> str:
     )
 
 
+def id_of(tokenizer: PreTrainedTokenizerFast, name: str) -> int:
+    """The id of one token."""
+    found = tokenizer.convert_tokens_to_ids(name)
+    assert isinstance(found, int)
+    return found
+
+
 def write_qwen(folder: Path) -> Path:
     """Qwen2.5-VL."""
     special = ("<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>")
     tokenizer = build_tokenizer(special)
-    ids = dict(zip(special, tokenizer.convert_tokens_to_ids(list(special)), strict=True))
+    ids = {name: id_of(tokenizer, name) for name in special}
     rope = {"rope_type": "default", "mrope_section": [2, 3, 3], "rope_theta": 1e4}
     config = Qwen2_5_VLConfig(
         text_config={**TEXT, "vocab_size": len(tokenizer), "rope_parameters": rope},  # type: ignore[arg-type]
@@ -112,7 +119,7 @@ def write_internvl(folder: Path) -> Path:
             "image_size": [16, 16],
             "patch_size": [4, 4],
         },
-        image_token_id=tokenizer.convert_tokens_to_ids("<IMG_CONTEXT>"),
+        image_token_id=id_of(tokenizer, "<IMG_CONTEXT>"),
         image_seq_length=4,
     )
     from transformers.models.internvl.video_processing_internvl import InternVLVideoProcessor
@@ -149,7 +156,7 @@ def write_idefics(folder: Path) -> Path:
             "patch_size": 4,
         },
         image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
-        pad_token_id=tokenizer.pad_token_id,
+        pad_token_id=tokenizer.pad_token_id,  # type: ignore[call-arg]
         scale_factor=2,
     )
     processor = Idefics3Processor(

@@ -105,7 +105,7 @@ def test_pairs_differ_in_what_they_show() -> None:
     yes = tokenizer.convert_tokens_to_ids("Yes")
     for seen, segments in zip(rows.pictures.float() / 255, rows.segments, strict=True):
         for ids, answer in segments:
-            words = tokenizer.decode(ids).removesuffix(START)
+            words = str(tokenizer.decode(ids)).removesuffix(START)
             if '"' not in words:
                 continue  # a description, where the prompt is held out
             first, second = verify(seen, [words.split('"')[1]] * 2).strict.tolist()

@@ -81,7 +81,7 @@ def build_vlm() -> Llava:
     config = LlavaConfig(
         vision_config=vision,
         text_config=text,
-        image_token_id=tokenizer.convert_tokens_to_ids(IMAGE),
+        image_token_id=tokenizer.convert_tokens_to_ids(IMAGE),  # type: ignore[call-arg]
         image_seq_length=PICTURE_TOKENS,
         vision_feature_layer=-1,
         vision_feature_select_strategy="default",

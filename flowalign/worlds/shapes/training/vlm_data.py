@@ -69,7 +69,7 @@ def questions_of(facts: Facts, rng: random.Random) -> list[tuple[str, str]]:
     """Texts of SEGMENTS and a description, each with its answer."""
     found = []
     for kind in SEGMENTS:
-        text, answer = None, rng.random() < 0.5
+        text, chosen, answer = None, kind, rng.random() < 0.5
         while text is None:
             chosen = rng.choice(OTHER_KINDS) if kind == "any" else kind
             answer = not answer
