@@ -10,7 +10,18 @@ from flowalign.config.problems import Problem
 from flowalign.config.rewards import RewardConfig
 from flowalign.config.steering import FKConfig, SteerConfig
 
-WITHOUT_GRADIENT = ("shapes", "jpeg", "judge", "remote", "recorded")
+WITHOUT_GRADIENT = (  # with `differentiable = False` in rewards/, which a test compares
+    "geneval",
+    "jpeg",
+    "judge",
+    "ocr",
+    "questions",
+    "recorded",
+    "remote",
+    "rewarddance",
+    "shapes",
+    "vqascore",
+)
 
 
 def may_have_gradient(reward: RewardConfig) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pathlib
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -9,6 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from flowalign import rewards
+from flowalign.config.gradient_checks import WITHOUT_GRADIENT
 from flowalign.config.gradient_methods import GuidanceConfig
 from flowalign.errors import ConfigError
 from flowalign.paths import RectifiedFlow
@@ -166,9 +170,21 @@ def test_costs_and_budget() -> None:
         ({"rewards": ["jpeg"]}, "jpeg has none"),
         ({"method": {"name": "guidance", "start": 0.5, "stop": 0.5}}, "nothing is guided"),
         ({"method": {"name": "fk", "proposal": "gradient"}, "rewards": ["shapes"]}, "shapes has"),
+        ({"rewards": ["ocr"]}, "ocr has none"),
+        ({"rewards": ["vqascore"]}, "vqascore has none"),
         ({"method": {"name": "fk", "proposal": "gradient", "preview": "linear"}}, "decoder"),
     ],
 )
 def test_what_cannot_be_guided_is_refused(sections: dict[str, Any], told: str) -> None:
     with pytest.raises(ConfigError, match=told):
         steer_config(**{"method": {"name": "guidance"}, "rewards": ["clip"], **sections})
+
+
+def test_rewards_without_gradients_are_known_before_anything_is_loaded() -> None:
+    """The names in the config's rule are the files whose classes all say so."""
+    found = {
+        file.stem: set(re.findall(r"^    differentiable: bool = (\w+)", file.read_text(), re.M))
+        for file in pathlib.Path(rewards.__file__).parent.glob("*.py")
+    }
+    assert {name for name, said in found.items() if said == {"False"}} == set(WITHOUT_GRADIENT)
+    assert {name for name, said in found.items() if len(said) == 2} == {"exemplar"}  # by measure
