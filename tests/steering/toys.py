@@ -56,15 +56,19 @@ class GaussianChain:
         variance = a * a * SD * SD + 1.0 - a * a
         return MEAN + a * SD * SD / variance * (x - a * MEAN)
 
-    def advance(
-        self, x: Tensor, pred: Tensor, step: int, rows: Tensor
-    ) -> tuple[Tensor, Tensor | None]:
+    def law(self, x: Tensor, step: int) -> tuple[Tensor, float]:
+        """Mean (n, 1) and standard deviation of the states after `step`."""
         a, b = self.alpha(step), self.alpha(step + 1)
         c = a / b
         before = b * b * SD * SD + 1.0 - b * b
         now = c * c * before + 1.0 - c * c
         mean = b * MEAN + c * before / now * (x - a * MEAN)
-        std = math.sqrt(before - (c * before) ** 2 / now)
+        return mean, math.sqrt(before - (c * before) ** 2 / now)
+
+    def advance(
+        self, x: Tensor, pred: Tensor, step: int, rows: Tensor
+    ) -> tuple[Tensor, Tensor | None]:
+        mean, std = self.law(x, step)
         z = self.noise(len(x))
         if not self.push:
             return mean + std * z, None
