@@ -59,6 +59,9 @@ def twist_rule(config: SteerConfig) -> Iterator[Problem]:
     if method.preview != "decode":
         what = "the gradient of a proposal goes through the decoder"
         yield conflict(("method", "preview"), what, "use `preview: decode`")
+    if method.learned is not None:
+        what = "a learned value judges states, and the gradient is that of the rewards"
+        yield conflict(("method", "proposal"), what, "use proposal sampler, or leave `learned` out")
 
 
 GRADIENT_RULES = (guidance_rule, twist_rule)

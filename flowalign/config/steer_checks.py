@@ -20,6 +20,7 @@ from flowalign.config.checks import (
 from flowalign.config.compare_checks import compare_rule, every_method
 from flowalign.config.flow_nrg import FlowNRGConfig
 from flowalign.config.gradient_checks import GRADIENT_RULES
+from flowalign.config.learned_value import LearnedValueConfig
 from flowalign.config.noise_checks import NOISE_RULES
 from flowalign.config.noise_methods import NoiseOptimizationConfig, NoiseSearchConfig
 from flowalign.config.noisy_card import read_card
@@ -103,20 +104,28 @@ def _budget(config: SteerConfig) -> Iterator[Problem]:
 
 def _noisy_reward(config: SteerConfig) -> Iterator[Problem]:
     method = config.method
-    if not isinstance(method, FlowNRGConfig):
-        return
-    if method.stop > method.start:
-        what = f"level {method.start:g} is below stop {method.stop:g}, so no level is guided"
-        yield conflict(("method", "start"), what, f"at least {method.stop:g}; 1 is noise")
+    if isinstance(method, FlowNRGConfig):
+        if method.stop > method.start:
+            what = f"level {method.start:g} is below stop {method.stop:g}, so no level is guided"
+            yield conflict(("method", "start"), what, f"at least {method.stop:g}; 1 is noise")
+        yield from _heads(method, ("method",))
+    elif isinstance(method, FKConfig | SVDDConfig) and method.learned is not None:
+        yield from _heads(method.learned, ("method", "learned"))
+        if method.preview != "decode":
+            what = f"{method.preview}, and a learned value needs no preview"
+            yield conflict(("method", "preview"), what, "remove it")
+
+
+def _heads(section: FlowNRGConfig | LearnedValueConfig, path: tuple[str, ...]) -> Iterator[Problem]:
     try:
-        names = read_card(method.reward).names
+        names = read_card(section.reward).names
     except CheckpointError as error:
-        yield conflict(("method", "reward"), f"{error.where}: {error.what}", error.fix)
+        yield conflict((*path, "reward"), f"{error.where}: {error.what}", error.fix)
         return
-    for name in method.weights:
+    for name in section.weights:
         if name not in names:
-            what = f"the reward `{method.reward}` has no head `{name}`"
-            yield conflict(("method", "weights", name), what, did_you_mean(name, names))
+            what = f"the reward `{section.reward}` has no head `{name}`"
+            yield conflict((*path, "weights", name), what, did_you_mean(name, names))
 
 
 RULES: tuple[Callable[[SteerConfig], Iterator[Problem]], ...] = (

@@ -8,6 +8,7 @@ from pydantic import Field
 
 from flowalign.config.flow_nrg import FlowNRGConfig
 from flowalign.config.gradient_methods import GuidanceConfig
+from flowalign.config.learned_value import LearnedValueConfig
 from flowalign.config.noise_methods import NoiseOptimizationConfig, NoiseSearchConfig
 from flowalign.config.rewards import RewardConfig
 from flowalign.config.sampling import SamplerConfig, Section
@@ -88,6 +89,9 @@ class FKConfig(Section):
     """Share of the noisy steps before the last look."""
     preview: Preview = "decode"
     """How a predicted end becomes media: `decode`, or `linear`, a map fitted on the spot."""
+    learned: LearnedValueConfig | None = None
+    """Judge states on the way by a network trained for it, decode only ends; the target is the
+    same."""
     proposal: Literal["sampler", "gradient"] = "sampler"
     """Draw next states from the sampler, or from its law moved up the gradient of the rewards
     (TDS, arXiv 2306.17775; with `tempering` DAS, 2501.05803): the target is the same, fewer
@@ -109,6 +113,8 @@ class SVDDConfig(Section):
     """lambda: a state is chosen with probability proportional to exp(lambda r)."""
     preview: Preview = "decode"
     """How a predicted end becomes media: `decode`, or `linear`, a map fitted on the spot."""
+    learned: LearnedValueConfig | None = None
+    """Judge states by a network trained for it, and decode only ends."""
 
 
 MethodConfig = Annotated[

@@ -22,7 +22,7 @@ class Costs:
     """Counters of one method over all its prompts."""
 
     network_evaluations: int = 0  # samples through the network; guidance counts as one
-    noisy_reward_passes: int = 0  # samples through a noisy reward and back (flow_nrg)
+    noisy_reward_passes: int = 0  # samples through a noisy reward (flow_nrg: and back)
     decodes: int = 0  # samples through the decoder
     linear_previews: int = 0
     reward_calls: int = 0  # samples scored, once for each reward

@@ -33,12 +33,13 @@ from flowalign.steering.costs import Costs
 from flowalign.steering.feynman_kac import Steering, feynman_kac
 from flowalign.steering.gradient_cases import extra_evaluations, twisted
 from flowalign.steering.judges import Judge
+from flowalign.steering.learned_value import learned_value
 from flowalign.steering.noisy_guidance import Loaded, guided_chain
 from flowalign.steering.outcome import Population
 from flowalign.steering.populations import of_contest, of_descent, of_outcome
 from flowalign.steering.potentials import POTENTIALS
 from flowalign.steering.previews import Decoded, LinearPreview, Preview
-from flowalign.steering.protocols import Proposal
+from flowalign.steering.protocols import Proposal, Value
 from flowalign.steering.resampling import SCHEMES
 from flowalign.steering.schedule import halving_steps, look_steps
 
@@ -58,7 +59,7 @@ class Parts:
     costs: Costs
     proposal: Proposal | None = None
     search_plan: Plan | None = None  # where noises are searched with fewer steps
-    noisy_rewards: Mapping[str, Loaded] = field(default_factory=dict)  # of flow_nrg
+    noisy_rewards: Mapping[str, Loaded] = field(default_factory=dict)  # by folder
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -115,14 +116,17 @@ def run_chunk(
         case FKConfig():
             chain, judge = walkers(parts, owners, particles, method.preview)
             steering = steering_of(method, parts.plan)
-            walk = twisted if method.proposal == "gradient" else feynman_kac
-            outcome = walk(chain, judge, steering, groups=groups, particles=particles)
+            if method.proposal == "gradient":
+                outcome = twisted(chain, judge, steering, groups=groups, particles=particles)
+            else:
+                value = value_of(parts, chain, judge, method)
+                outcome = feynman_kac(chain, value, steering, groups=groups, particles=particles)
             return of_outcome(outcome, prompts, returned=method.output, seed=parts.seed)
         case SVDDConfig():
             chain, judge = walkers(parts, owners, particles, method.preview, one_start=True)
             ended = svdd.svdd(
                 chain,
-                judge,
+                value_of(parts, chain, judge, method),
                 noisy_steps(parts.plan),
                 strength=method.strength,
                 groups=groups,
@@ -192,6 +196,15 @@ def walkers(
         costs=parts.costs,
     )
     return chain, judge
+
+
+def value_of(
+    parts: Parts, chain: PipelineChain, judge: Judge, method: FKConfig | SVDDConfig
+) -> Value:
+    """Who judges states on their way: the rewards of predicted ends, or a network."""
+    if method.learned is None:
+        return judge
+    return learned_value(chain, judge, method.learned, parts.noisy_rewards[method.learned.reward])
 
 
 def preview_of(parts: Parts, name: PreviewName) -> Preview:

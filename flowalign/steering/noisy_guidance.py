@@ -14,7 +14,7 @@ from torch import Tensor
 
 from flowalign.config.flow_nrg import FlowNRGConfig
 from flowalign.config.noisy_card import Card
-from flowalign.config.steering import SteerConfig
+from flowalign.config.steering import FKConfig, MethodConfig, SteerConfig, SVDDConfig
 from flowalign.config.suggest import did_you_mean
 from flowalign.errors import CheckpointError, ConfigError
 from flowalign.noisy_reward.conditions import text_of
@@ -106,11 +106,22 @@ def noisy_rewards(config: SteerConfig, generator: Generator) -> dict[str, Loaded
         CheckpointError: one cannot be read, or was trained on other latents, another path or text.
     """
     methods = (config.method, *(entry.method for entry in config.compare.methods))
-    names = {method.reward for method in methods if isinstance(method, FlowNRGConfig)}
+    names = {name for method in methods if (name := reward_name(method)) is not None}
     found = {name: load_reward(name, device_of(generator)) for name in sorted(names)}
     for name, (_, card) in found.items():
         check_fit(card, generator, name)
     return found
+
+
+def reward_name(method: MethodConfig) -> str | None:
+    """The noisy reward that a method uses."""
+    match method:
+        case FlowNRGConfig():
+            return method.reward
+        case FKConfig() | SVDDConfig() if method.learned is not None:
+            return method.learned.reward
+        case _:
+            return None
 
 
 def guided_chain(chain: PipelineChain, config: FlowNRGConfig, reward: Loaded) -> GuidedChain:
@@ -132,8 +143,17 @@ def guided_chain(chain: PipelineChain, config: FlowNRGConfig, reward: Loaded) ->
 
 
 def exponents(card: Card, weights: Mapping[str, float], strength: float) -> Tensor:
-    """lambda w_j std_j (K,) in the order of the heads; 0 for a head that has no weight, unless
-    none has one: then all have 1.
+    """lambda w_j std_j (K,) in the order of the heads.
+
+    Raises:
+        ConfigError: a weight is of no head.
+    """
+    given = zip(weights_of(card, weights), card.heads, strict=True)
+    return torch.tensor([strength * weight * head.std for weight, head in given])
+
+
+def weights_of(card: Card, weights: Mapping[str, float]) -> list[float]:
+    """w_j in the order of the heads; 0 for a head that has none, unless none has: then all have 1.
 
     Raises:
         ConfigError: a weight is of no head.
@@ -145,7 +165,7 @@ def exponents(card: Card, weights: Mapping[str, float], strength: float) -> Tens
                 "CFG-CHOICE", "method.weights", what, did_you_mean(name, list(card.names))
             )
     given = weights or dict.fromkeys(card.names, 1.0)
-    return torch.tensor([strength * given.get(h.name, 0.0) * h.std for h in card.heads])
+    return [given.get(head.name, 0.0) for head in card.heads]
 
 
 def check_fit(card: Card, generator: Generator, reward: str) -> None:

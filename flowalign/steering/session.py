@@ -44,7 +44,7 @@ class SteeringSession:
     suite: RewardSuite  # steers
     held_out: RewardSuite  # scores what is returned
     cache: PromptCache
-    noisy_rewards: Mapping[str, Loaded] = field(default_factory=dict)  # of flow_nrg, by name
+    noisy_rewards: Mapping[str, Loaded] = field(default_factory=dict)  # by folder
 
 
 def assemble_steering(
