@@ -37,7 +37,12 @@ def launch(
     pipe: DiffusionPipeline | None = None,
 ) -> TrainResult:
     """Train `config` in the open directory `run`, from its newest checkpoint with `resume`."""
-    processes = start_processes(config.device, config.train.mixed_precision)
+    processes = start_processes(
+        config.device,
+        config.train.mixed_precision,
+        timeout_s=config.peer_timeout_s,
+        pulse=run.root,
+    )
     run_id = processes.text_of_main(run.run_id)
     session = assemble(config, processes=processes, allow_code=allow_code, pipe=pipe)
     if resume:
@@ -71,6 +76,8 @@ def launch(
         export_lora_of(session, run.root / "lora")
         run.status("finished", session.state.progress.step, exit_code=0)
     processes.barrier()
+    if processes.pulse is not None:
+        processes.pulse.file.unlink(missing_ok=True)
     return result_of(run.root, loop)
 
 

@@ -2,7 +2,8 @@
 
 A process that fails writes `.failure-<rank>.json` into the run's directory before it ends. The
 others learn of it where they wait for it, because the connection breaks; they read the reason
-and end with the same code. Without a file (a kill) it is a ProcessError, exit code 6. Torch-free.
+and end with the same code. Without a file (a kill, or one that hangs) it is a ProcessError, exit
+code 6, that tells who was last heard of, when and where. Torch-free.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from flowalign import disk, errors
@@ -34,15 +36,51 @@ CLASSES = {
 }
 
 
+@dataclass(frozen=True, slots=True)
+class Pulse:
+    """Where a process was last: a small file of the run, for those who wait for it in vain."""
+
+    run: Path
+    rank: int
+
+    @property
+    def file(self) -> Path:
+        """This process's own."""
+        return self.run / f".pulse-{self.rank}.json"
+
+    def beat(self, place: str) -> None:
+        """Say where the process is; a disk that takes no file must not end a run."""
+        with suppress(OSError):
+            self.file.write_text(json.dumps([time.time(), place]))
+
+    def quietest(self) -> str:
+        """Who of the others was heard of least lately."""
+        heard = []
+        for path in self.run.glob(".pulse-*.json"):
+            with suppress(OSError, ValueError):  # gone, or half written
+                when, place = json.loads(path.read_bytes())
+                if path != self.file:
+                    heard.append((float(when), path.stem.removeprefix(".pulse-"), str(place)))
+        if not heard:
+            return "another process"
+        when, rank, place = min(heard)
+        return f"process {rank}, last heard of {time.time() - when:.0f} s ago {place}"
+
+
 @contextmanager
-def noticed(what: str) -> Iterator[None]:
+def noticed(what: str, pulse: Pulse | None = None) -> Iterator[None]:
     """Waiting for other processes: a broken connection is a ProcessError that says for what."""
+    if pulse is not None:
+        pulse.beat(f"at: {what}")
     try:
         yield
     except RuntimeError as error:  # gloo and NCCL have no class of their own for it
-        fix = "see why it ended in its own output; go on with --resume"
-        where = "another process"
-        raise ProcessError(LOST, where, f"ended, or cannot be reached, at: {what}", fix) from error
+        fix = "see why in its own output, or raise peer_timeout_s; go on with --resume"
+        where = "another process" if pulse is None else pulse.quietest()
+        told = f"ended, or did not answer in time, at: {what}"
+        raise ProcessError(LOST, where, told, fix) from error
+    if pulse is not None:
+        pulse.beat(f"after: {what}")
 
 
 def tell(run: Path, rank: int, error: BaseException) -> None:
@@ -74,5 +112,5 @@ def reason(run: Path, error: BaseException) -> FlowalignError | None:
 
 def forget(run: Path) -> None:
     """Remove what an earlier start left."""
-    for path in run.glob(".failure-*.json"):
+    for path in (*run.glob(".failure-*.json"), *run.glob(".pulse-*.json")):
         path.unlink(missing_ok=True)

@@ -7,24 +7,31 @@ result independent of how micro-batches fall on the processes.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Sequence
+from datetime import timedelta
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
+from accelerate.utils import InitProcessGroupKwargs
 from torch import Tensor
 
 from flowalign.config.checks import DEVICE, DEVICES
 from flowalign.config.suggest import did_you_mean
-from flowalign.errors import ConfigError, ResourceError
-from flowalign.peers import noticed
+from flowalign.errors import ConfigError, ProcessError, ResourceError
+from flowalign.peers import Pulse, noticed
 
 
 class Processes:
     """A thin view of the process group; everything works the same with one process."""
 
-    def __init__(self, accelerator: Accelerator) -> None:
+    def __init__(self, accelerator: Accelerator, pulse: Path | None = None) -> None:
         self.accelerator = accelerator
+        self.pulse: Pulse | None = None
+        if pulse is not None and accelerator.num_processes > 1:
+            self.pulse = Pulse(pulse, accelerator.process_index)
         self.rank = accelerator.process_index
         self.count = accelerator.num_processes
         self.device = accelerator.device
@@ -39,7 +46,7 @@ class Processes:
         if self.count == 1:
             return value
         total = value.to(self.device).clone()
-        with noticed("a sum"):
+        with noticed("a sum", self.pulse):
             dist.all_reduce(total, op=dist.ReduceOp.SUM)
         return total.to(value.device)
 
@@ -48,7 +55,7 @@ class Processes:
         if self.count == 1:
             return value.clone()
         found = value.to(self.device).clone()
-        with noticed("a decision"):
+        with noticed("a decision", self.pulse):
             dist.all_reduce(found, op=dist.ReduceOp.MAX)
         return found.to(value.device)
 
@@ -62,7 +69,7 @@ class Processes:
             return text
         data = text.encode()
         length = torch.tensor(len(data), device=self.device)
-        with noticed("a message of the main process"):
+        with noticed("a message of the main process", self.pulse):
             dist.broadcast(length, src=0)
             buffer = torch.zeros(int(length), dtype=torch.uint8, device=self.device)
             if self.is_main:
@@ -88,14 +95,14 @@ class Processes:
                 parameter.grad = torch.zeros_like(parameter)
             grads.append(parameter.grad)
         flat = torch.cat([grad.reshape(-1) for grad in grads])
-        with noticed("the gradients"):
+        with noticed("the gradients", self.pulse):
             dist.all_reduce(flat, op=dist.ReduceOp.SUM)
         for grad, summed in zip(grads, flat.split([g.numel() for g in grads]), strict=True):
             grad.copy_(summed.view_as(grad))
 
     def barrier(self) -> None:
         """Wait for all processes."""
-        with noticed("a barrier"):
+        with noticed("a barrier", self.pulse):
             self.accelerator.wait_for_everyone()
 
 
@@ -120,13 +127,30 @@ def usable_device(name: str) -> torch.device:
     return found
 
 
-def start_processes(device: str, mixed_precision: str) -> Processes:
+def start_processes(
+    device: str, mixed_precision: str, *, timeout_s: float = 600.0, pulse: Path | None = None
+) -> Processes:
     """Join the processes of this run (accelerate launch, torchrun, or alone).
 
-    `device` is `auto`, `cpu`, `cuda`, `cuda:N` or `mps`. Raises ResourceError (exit 7) when it
-    is not there.
+    `device` is `auto`, `cpu`, `cuda`, `cuda:N` or `mps`. One that does not answer for `timeout_s`
+    is lost; in the folder `pulse` each tells where it is.
+
+    Raises:
+        ResourceError: the device is not there.
+        ProcessError: this one is alone among the processes that were started.
     """
     chosen = usable_device(device)
     if ":" in device:
         torch.cuda.set_device(chosen)
-    return Processes(Accelerator(cpu=device == "cpu", mixed_precision=mixed_precision))
+    accelerator = Accelerator(
+        cpu=chosen.type == "cpu",  # else `auto` joins nobody where there is no accelerator
+        mixed_precision=mixed_precision,
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(seconds=timeout_s))],
+    )
+    wanted = int(os.environ.get("WORLD_SIZE", "1"))
+    if accelerator.num_processes != wanted:
+        what = f"{accelerator.num_processes} of {wanted} processes joined"
+        raise ProcessError(
+            "PROC-JOIN", f"device `{device}`", what, "say `device: cpu`, or start one"
+        )
+    return Processes(accelerator, pulse)

@@ -190,6 +190,9 @@ class RunConfig(Section):
     """A reward that fails for a sample stops the run, or the sample is masked and counted."""
     reward_timeout_s: Annotated[float, Field(gt=0)] = 120.0
     """Seconds one reward call of one batch may take."""
+    peer_timeout_s: Annotated[float, Field(ge=1, le=86_400)] = 600.0
+    """Seconds after which a process that does not answer the others is lost, and all end; more
+    than the longest evaluation or reward call of one process."""
     sampler: SamplerConfig = SamplerConfig()
     rollout: RolloutConfig = RolloutConfig()
     algorithm: AlgorithmConfig
