@@ -106,6 +106,8 @@ def gradient_of(
     Raises:
         HealthError: a gradient is not finite.
     """
+    if not objective.requires_grad:  # no sample has a reward
+        return torch.zeros_like(z)
     (gradient,) = torch.autograd.grad(objective, z, torch.ones_like(objective))
     gradient = where_rows(valid, gradient, torch.zeros_like(gradient))
     if not bool(gradient.isfinite().all()):
