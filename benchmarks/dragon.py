@@ -1,6 +1,6 @@
 """How often a model trained by DRAGON beats its start on the set reward it was trained on.
 
-    python -m benchmarks.dragon --seeds 0 --output runs/dragon
+    python -m benchmarks.dragon --seeds 1 --output runs/dragon
 
 Trains `shapes_dragon_fd` once for each reward of sets, and draws pictures of held-out prompts from
 equal noise before and after. The win rate (DRAGON, arXiv 2504.15217) is the share of random subsets
