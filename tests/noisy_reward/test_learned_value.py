@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -167,7 +167,7 @@ def test_any_value_leaves_the_target_and_the_soft_value_is_the_best() -> None:
 
 
 class OwnRed(nn.Module):
-    """Twice the answer of the exact posterior mean of red; with `sign` -1 its opposite."""
+    """The mean red of the state; with `sign` -1 its opposite."""
 
     def __init__(self, sign: float) -> None:
         super().__init__()
@@ -179,9 +179,7 @@ class OwnRed(nn.Module):
 
 
 @pytest.mark.parametrize("name", ["fk", "svdd"])
-def test_methods_follow_it_and_decode_ends_only(
-    name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_methods_follow_it_and_decode_ends_only(name: str, tmp_path: Path) -> None:
     """Particles that the network prefers survive; upside down, the others do."""
     save_reward(tmp_path / "trained", new_network(TOY, 0), TOY)
     size = {"particles": 8, "output": "draw"} if name == "fk" else {"candidates": 8}
@@ -189,15 +187,14 @@ def test_methods_follow_it_and_decode_ends_only(
         "name": name,
         **size,
         "strength": 30,
-        "learned": {"reward": str(tmp_path / "trained")},
+        "learned": {"reward": str(tmp_path / "trained"), "weights": {"colour": 1}},
     }
-    method["learned"]["weights"] = {"colour": 1}
     config = steer_config(method)
-    means, network = {}, None
+    means = {}
     for sign in (1.0, -1.0):
-        job = session(config, prompts=range(40))
-        network = OwnRed(sign)
-        object.__setattr__(job, "noisy_rewards", {str(tmp_path / "trained"): (network, TOY)})
+        network: Any = OwnRed(sign)
+        rewards = {str(tmp_path / "trained"): (network, TOY)}
+        job = replace(session(config, prompts=range(40)), noisy_rewards=rewards)
         found = run_method(job, config.method, budget=None)
         ends = 40 * (8 if name == "fk" else 1)
         assert found.costs.decodes == found.costs.reward_calls == ends

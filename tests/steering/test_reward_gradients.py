@@ -15,20 +15,18 @@ from flowalign.scoring import Entry, RewardSuite
 from flowalign.steering.noise_optimization import gradient_of
 from flowalign.steering.reward_gradients import graded
 from flowalign.types import Sample
+from tests.rewards.world import sample
 from tests.steering.test_noise_optimization import Warmth
 
 
 def test_a_graded_sum_is_the_weighted_sum() -> None:
     """With its gradient; a weight of 0 does not count."""
     media = torch.full((3, 2, 2), 0.4, requires_grad=True)
-    sample = Sample(
-        prompt="a", media=media, modality="image", rate=None, prompt_id=0, sample_id=0, seed=0
-    )
     entries = [
         Entry(label=name, reward=Warmth(), weight=weight)
         for name, weight in (("one", 2.0), ("other", -0.5), ("none", 0.0))
     ]
-    reward, valid = graded(RewardSuite(entries=entries), [sample])
+    reward, valid = graded(RewardSuite(entries=entries), [sample(media)])
     assert valid.tolist() == [True]
     assert float(reward.detach()) == pytest.approx(1.5 * -10.0 * 0.3**2)
     (gradient,) = torch.autograd.grad(reward.sum(), media)
@@ -42,29 +40,18 @@ class Fussy(Warmth):
     `masked`."""
 
     def __call__(self, samples: Sequence[Sample]) -> tuple[Tensor, Tensor]:
-        if any(sample.prompt == "raises" for sample in samples):
+        if any(one.prompt == "raises" for one in samples):
             raise ValueError("broken on purpose")
         values, _ = super().__call__(samples)
-        broken = torch.tensor([sample.prompt == "nan" for sample in samples])
-        known = torch.tensor([sample.prompt != "masked" for sample in samples])
+        broken = torch.tensor([one.prompt == "nan" for one in samples])
+        known = torch.tensor([one.prompt != "masked" for one in samples])
         return values + torch.where(broken, torch.nan, 0.0), known
 
 
 def fussy(prompts: Sequence[str], failure: Failure) -> tuple[Tensor, Tensor, Tensor]:
     """(reward, valid, gradient) of pictures with these prompts."""
     media = torch.full((len(prompts), 3, 2, 2), 0.4, requires_grad=True)
-    samples = [
-        Sample(
-            prompt=prompt,
-            media=media[i],
-            modality="image",
-            rate=None,
-            prompt_id=i,
-            sample_id=0,
-            seed=0,
-        )
-        for i, prompt in enumerate(prompts)
-    ]
+    samples = [sample(media[i], prompt, prompt_id=i) for i, prompt in enumerate(prompts)]
     suite = RewardSuite(entries=[Entry(label="fussy", reward=Fussy())], failure=failure)
     reward, valid = graded(suite, samples)
     return reward.detach(), valid, gradient_of(reward, media, valid)
